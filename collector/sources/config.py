@@ -1,0 +1,26 @@
+"""Configuration of [sources] and [sampler]."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SourcesConfig(BaseModel):
+    """[sources]: where rollouts come from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tap: bool = Field(True, description="accept rollouts from taps (klaxon-tap in the engine) over the socket and HTTP")
+    files: list[str] = Field([], description="rollout JSONL files to tail live (they may appear later)")
+    inbox_rollouts: int = Field(4096, ge=1, description="rollouts held while the scorer is busy; beyond it taps are told to wait")
+
+
+class SamplerConfig(BaseModel):
+    """[sampler]: which rollouts are scored. Base coin first, hint coin second."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tokens_per_minute: int = Field(60_000, ge=1, description="budget of tokens (prompt + completion) to score a minute")
+    min_probability: float = Field(0.01, gt=0, le=1, description="the base coin never falls below this")
+    hint_probability: float = Field(0.25, ge=0, le=1, description="second chance of a rollout that looks odd (repetition, surprise, cut off)")
+    seed: int = Field(20261121, description="seed of both coins; the coin of a request depends on it and the request id alone")

@@ -1,0 +1,100 @@
+"""POST /v1/ingest: what taps and trainers push. One JSON object a line; a bad line never costs its neighbours.
+
+Kinds: rollout, heartbeat, metrics, weights, event (tap/README.md describes each).
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from collector.errors import InputError
+from collector.sources.inbox import TapInbox
+from collector.sources.rollout_json import parse_rollout
+
+Handler = Callable[[dict[str, Any]], None]
+
+
+@dataclass(slots=True)
+class Ingest:
+    """Routes pushed lines. `handlers` take heartbeat, metrics, weights and event objects as they are."""
+
+    inbox: TapInbox
+    handlers: dict[str, Handler]
+    counts: Counter[str] = field(default_factory=Counter)
+    refusals: list[str] = field(default_factory=list)  # the newest few, for the operator
+
+    def take(self, body: bytes, *, sender: str) -> tuple[int, list[dict[str, Any]]] | None:
+        """Handle one body; returns (accepted, refused lines with reasons), or None when the inbox has no room for it.
+
+        A body is taken whole or not at all, so that a tap which tries again never sends a rollout twice.
+        """
+        lines = body.splitlines()
+        if len(self.inbox) and len(self.inbox) + len(lines) > self.inbox.capacity:
+            self.counts["deferred_bodies"] += 1
+            return None
+        accepted, refused = 0, []
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                self._take_line(line, where=f"{sender} line {number}")
+                accepted += 1
+            except InputError as error:
+                refused.append({"line": number, "reason": str(error)})
+                self.refuse(error)
+        return accepted, refused
+
+    def refuse(self, error: InputError) -> None:
+        """Count a refused rollout or line, and remember why."""
+        self.counts["refused"] += 1
+        if error.reason.startswith("length mismatch"):
+            self.counts["length_mismatch"] += 1
+        self.refusals = [*self.refusals[-19:], str(error)]
+
+    def _take_line(self, line: bytes, *, where: str) -> None:
+        try:
+            obj = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"not JSON ({error})", where=where) from None
+        if not isinstance(obj, dict):
+            raise InputError("a JSON object is expected", where=where)
+        kind = obj.get("kind", "rollout")
+        if kind == "rollout":
+            if obj.get("aborted") and not obj.get("token_ids"):
+                self.counts["aborted"] += 1
+            elif not self.inbox.offer(parse_rollout(obj, where=where)):
+                self.counts["dropped_inbox_full"] += 1
+            return
+        if kind not in self.handlers:
+            raise InputError(f"{kind!r} is none of rollout, {', '.join(self.handlers)}", field="kind", where=where)
+        try:
+            self.handlers[kind](obj)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"a {kind} message cannot be read ({type(error).__name__}: {error})", where=where) from None
+
+
+def ingest_router(ingest: Ingest, *, token: str | None) -> APIRouter:
+    """The endpoint; 401 without the token, 429 with Retry-After when the inbox is full, else 202."""
+    router = APIRouter()
+
+    @router.post("/v1/ingest")
+    async def post(request: Request) -> Response:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if token and not hmac.compare_digest(given.encode(), token.encode()):
+            ingest.counts["unauthorised"] += 1
+            return JSONResponse({"error": "bad or missing token: set KLAXON_TOKEN on the tap"}, status_code=401)
+        sender = request.client.host if request.client else "socket"
+        taken = ingest.take(await request.body(), sender=sender)
+        if taken is None:
+            return JSONResponse({"error": "the inbox is full; wait"}, status_code=429, headers={"Retry-After": "1"})
+        return JSONResponse({"accepted": taken[0], "refused": taken[1]}, status_code=202)
+
+    return router

@@ -1,0 +1,99 @@
+"""Betting explanations: does a known fault predict the engine's logprobs better than health does?
+
+Question.    Tier 2: is the engine's logprob e closer to what fault f would report than to the expected prediction h?
+Statistic.   One rollout gives g = mean over tokens of (|e − h| − |e − f| − δ) / max(|h − f|, s); a bet at fraction λ
+             gains log(1 + λ·g). Each (explanation, λ) is one stream.
+Units.       e, h, f, δ (dead band) and s (scale) in nats; g has none; the gain is nats of log evidence.
+Guarantee.   −(1 + δ/s) ≤ g ≤ 1, so 1 + λ·g > 0 for λ < 1/(1 + δ/s). E[g] ≤ 0, hence E[1 + λ·g] ≤ 1, while the
+             conditional median of e is within δ of h: the absolute deviation is smallest at the median and moves by at
+             most δ. Capping |·| would break this, for min(|x|, 1) is not smallest at the median.
+Assumes.     Given the tokens, h and f are fixed and e has its median near h. Samples come from the noisy engine, which
+             tilts e − h by about σ²: δ must cover it (σ = .03 → .0009 nats; σ = .13 → .017, above the default δ: such
+             an engine is outside the null, and has a fault of its own).
+Non-finite.  A token whose h or f was not scored (NaN), or whose h is −inf (outside the kept set), is left out: decided
+             without e. f = −inf means the explanation calls the token impossible: its term is −1, the limit. A token
+             whose e is absent or non-finite gets the worst value any e could give, so that the argument holds whatever
+             made it go missing; the hard fact on non-finite logprobs speaks instead.
+When it lies. Differences below δ are invisible on purpose: once a policy is sure of itself, raw and processed logprobs
+             agree within δ on most tokens. A neighbour (T = .9 for raw at .7) can cross first: diagnosis names the cause.
+Example.     Raw logprobs at T = .7: e = f, |h − f| ≈ .24: g ≈ .8, log(1 + .8·.8) ≈ .5 nats a rollout.
+Source.      DESIGN's form; Waudby-Smith & Ramdas (betting); tested under the null in tests/test_detectors_betting.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from collector.errors import InputError
+from collector.records import Rollout, Score
+
+EXPLANATIONS = {
+    "raw": "raw_logprobs",
+    "temperature": "temperature",
+    "stale_weights": "stale_weights",
+    "stale_prefix_cache": "stale_prefix_cache",
+}
+"""View name up to its first colon → the cause it stands for."""
+
+
+def bet(e_T: np.ndarray, h_T: np.ndarray, f_T: np.ndarray, *, dead_band: float, scale: float) -> float | None:
+    """g of one rollout, in [−(1 + δ/s), 1]; None when no token can be compared. Arrays are float [T], nats."""
+    e, h, f = (np.asarray(x, dtype=np.float64) for x in (e_T, h_T, f_T))
+    known = np.isfinite(h) & (np.isfinite(f) | np.isneginf(f))
+    if not known.any():
+        return None
+    e, h, f = e[known], h[known], f[known]
+    impossible = np.isneginf(f)
+    f = np.where(impossible, h, f)
+    absent = ~np.isfinite(e)
+    e = np.where(absent, h, e)
+    terms = (np.abs(e - h) - np.abs(e - f) - dead_band) / np.maximum(np.abs(h - f), scale)
+    worst = (-np.abs(h - f) - dead_band) / np.maximum(np.abs(h - f), scale)
+    return float(np.where(impossible, -1.0, np.where(absent, worst, terms)).mean())
+
+
+def gains(
+    rollout: Rollout, score: Score, *, fractions: Sequence[float], dead_band: float, scale: float
+) -> dict[str, float]:
+    """Log gain of one rollout per explanation and fraction: {"explain:raw_logprobs:0.3": nats}.
+
+    Raises InputError when a view's length is not the rollout's.
+    """
+    use = rollout.sampled_mask_T if score.scored_mask_T is None else rollout.sampled_mask_T & score.scored_mask_T
+    expected = score.views["expected"]
+    found: dict[str, float] = {}
+    for view, predicted in score.views.items():
+        name = explanation(view)
+        if name is None:
+            continue
+        if predicted.size != rollout.n_tokens or expected.size != rollout.n_tokens:
+            reason = f"{predicted.size} values for {rollout.n_tokens} tokens"
+            raise InputError(reason, field=f"views[{view}]", where=f"score of {rollout.request_id}")
+        g = bet(rollout.engine_logprobs_T[use], expected[use], predicted[use], dead_band=dead_band, scale=scale)
+        if g is not None:
+            found.update((stream(name, fraction), float(np.log1p(fraction * g))) for fraction in fractions)
+    return found
+
+
+def explanation(view: str) -> str | None:
+    """The explanation a view stands for, its variant kept; None for views nobody bets on.
+
+    >>> explanation("raw"), explanation("temperature:0.8"), explanation("expected")
+    ('raw_logprobs', 'temperature:0.8', None)
+    """
+    kind, _, variant = view.partition(":")
+    cause = EXPLANATIONS.get(kind)
+    if cause is None:
+        return None
+    return f"{cause}:{variant}" if variant else cause
+
+
+def stream(name: str, fraction: float) -> str:
+    """The stream's name.
+
+    >>> stream("raw_logprobs", 0.3)
+    'explain:raw_logprobs:0.3'
+    """
+    return f"explain:{name}:{fraction:g}"

@@ -1,0 +1,104 @@
+"""The [detectors] section of config.toml."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from detectors.budget import parse_period_seconds
+
+
+class WeightsConfig(BaseModel):
+    """How the false-alarm budget is split between kinds of streams; the shares add up to at most 1."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    self_bets: float = Field(0.3, ge=0, le=1, description="share of the budget for self-bets (tier 0)")
+    explanations: float = Field(0.3, ge=0, le=1, description="share for betting explanations (tier 2)")
+    battery: float = Field(0.3, ge=0, le=1, description="share for the battery (tiers 1 and 2)")
+    reserve: float = Field(0.1, ge=0, le=1, description="share kept for streams born later")
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        total = self.self_bets + self.explanations + self.battery + self.reserve
+        if total > 1 + 1e-9:
+            raise ValueError(f"the shares add up to {total:g}; they must add up to 1 or less, or the budget is overspent")
+        return self
+
+
+class BatteryConfig(BaseModel):
+    """The battery: one stream on log mean |d|, conditioned on how sure the policy is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    warmup_batches: int = Field(60, ge=10, description="batches learnt from before the first bet; shown as learning")
+    delay_batches: int = Field(30, ge=1, description="a batch teaches the baseline only this many batches later")
+    memory_batches: int = Field(300, ge=20, description="the baseline forgets with this time constant")
+    shifts: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="bet on shifts of this many standard deviations")
+    dead_band_ratio: float = Field(1.1, ge=1, description="a rise of mean |d| by less than this factor is not worth a page")
+    min_tokens: int = Field(50, ge=1, description="a batch with fewer scored tokens is treated as missing")
+
+    @field_validator("shifts")
+    @classmethod
+    def _positive(cls, shifts: tuple[float, ...]) -> tuple[float, ...]:
+        if not shifts or min(shifts) <= 0 or max(shifts) > 4 or len(set(shifts)) < len(shifts):
+            raise ValueError("give distinct shifts above 0 and up to 4 standard deviations")
+        return shifts
+
+
+class FactsConfig(BaseModel):
+    """Grace periods and counts of the hard facts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    startup_seconds: float = Field(600, ge=0, description="patience with a part that has never been seen since the start")
+    engine_gone_seconds: float = Field(120, ge=0, description="an engine that stops answering for this long is unreachable")
+    no_rollouts_seconds: float = Field(300, ge=0, description="no rollout for this long, while one came before, is a fact")
+    tap_silent_seconds: float = Field(30, ge=0, description="an engine that answers while its tap sends no heartbeat for this long")
+    scorer_behind_seconds: float = Field(600, ge=0, description="the oldest unscored rollout may wait this long")
+    weights_still_versions: int = Field(
+        20, ge=1, description="an engine still on a version after the trainer published this many newer ones"
+    )
+    same_digest_versions: int = Field(3, ge=2, description="this many successive version labels with the same weights")
+    nonfinite_tokens: int = Field(1, ge=1, description="non-finite logprobs in one batch that page")
+    zero_tokens: int = Field(1, ge=1, description="zero logprobs in one batch, where the trainer expects less than -0.05 nats, that page")
+    forget_after_batches: int = Field(3, ge=1, description="a fact absent for this many batches may page again")
+
+
+class DetectorsConfig(BaseModel):
+    """When does a difference become an alarm? One budget for everything."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    false_alarms: str = Field("1 per 30 days", description="how many false statistical pages you accept")
+    dead_band_nats: float = Field(0.005, ge=0, description="a median error of the engine's logprob up to this is accepted")
+    bet_scale_nats: float = Field(0.1, gt=0, description="explanations closer than this to the expected view bet less")
+    bet_fractions: tuple[float, ...] = Field((0.3, 0.8), description="fractions bet by the explanations")
+    self_bet_tilts: tuple[float, ...] = Field((-0.6, -0.3, -0.1, 0.1, 0.3, 0.6), description="tilts of the self-bets, log-odds")
+    weights: WeightsConfig = Field(default_factory=WeightsConfig, description="how the budget is split")
+    battery: BatteryConfig = Field(default_factory=BatteryConfig, description="the battery's baseline and bets")
+    facts: FactsConfig = Field(default_factory=FactsConfig, description="hard facts: grace periods and counts")
+
+    @field_validator("false_alarms")
+    @classmethod
+    def _readable(cls, text: str) -> str:
+        parse_period_seconds(text)
+        return text
+
+    @field_validator("self_bet_tilts")
+    @classmethod
+    def _distinct_tilts(cls, tilts: tuple[float, ...]) -> tuple[float, ...]:
+        if not tilts or 0 in tilts or len(set(tilts)) < len(tilts) or max(map(abs, tilts)) > 2:
+            raise ValueError("give distinct tilts between -2 and 2, without 0")
+        return tilts
+
+    @model_validator(mode="after")
+    def _fractions_keep_wealth_positive(self) -> Self:
+        limit = 1 / (1 + self.dead_band_nats / self.bet_scale_nats)
+        fractions = self.bet_fractions
+        if not fractions or min(fractions) <= 0 or max(fractions) >= limit or len(set(fractions)) < len(fractions):
+            raise ValueError(
+                f"bet_fractions must be distinct, above 0 and below {limit:.3f} = 1 / (1 + dead_band_nats / bet_scale_nats)"
+            )
+        return self

@@ -1,0 +1,93 @@
+"""Names, weights and meanings of streams.
+
+A stream's weight is fixed when it is born and never changes; a departed stream's share is dropped, not handed on. Weights
+of all streams ever born add up to at most 1, so their average M is an e-detector whatever depends on whatever:
+    self-bets      share / number of tilts
+    explanations   share / causes / fractions · 1/(k(k+1)) for the k-th variant of a cause (Σ_k 1/(k(k+1)) = 1)
+    battery        share / number of shifts
+    anything else of a known kind: reserve · 1/(k(k+1)) for the k-th late birth
+A small weight costs ln(1/w) of delay and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from collector.records import CAUSES
+from detectors import battery, betting, self_bets
+from detectors.config import DetectorsConfig
+
+KINDS = ("self_bet", "explain", "battery")
+FACT_CAUSES = {
+    "nonfinite_logprobs": "non_finite", "label_moved_weights_same": "stale_weights", "weights_never_move": "stale_weights",
+    "length_mismatch": "corrupted_requests", "zero_logprobs": "corrupted_requests",
+}
+
+
+def cause_of(stream: str) -> str:
+    """The cause a stream or fact points to while diagnosis is still at work; one of CAUSES.
+
+    Self-bets mean "reports do not match the sampler", of which raw logprobs are the common form.
+
+    >>> cause_of("explain:temperature:0.8:0.3"), cause_of("self_bet:+0.6"), cause_of("battery:log_abs_d:1")
+    ('temperature', 'raw_logprobs', 'unexplained')
+    """
+    kind, _, rest = stream.partition(":")
+    if kind == "self_bet":
+        return "raw_logprobs"
+    if kind == "explain":
+        cause = rest.partition(":")[0]
+        return cause if cause in CAUSES else "unexplained"
+    return FACT_CAUSES.get(stream, "unexplained")
+
+
+class Weights:
+    """The schedule above, with the births so far."""
+
+    def __init__(self, config: DetectorsConfig) -> None:
+        share = config.weights
+        self._fractions = {f"{fraction:g}" for fraction in config.bet_fractions}
+        self._causes = set(betting.EXPLANATIONS.values())
+        self._variant_share = share.explanations / len(self._causes) / len(self._fractions)
+        self._fixed = {self_bets.stream(tilt): share.self_bets / len(config.self_bet_tilts) for tilt in config.self_bet_tilts}
+        shifts = config.battery.shifts
+        self._fixed |= {battery.stream(shift): share.battery / len(shifts) for shift in shifts}
+        self._reserve = share.reserve
+        self._variants: dict[str, list[str]] = {}
+        self._late_births = 0
+
+    def birth(self, stream: str) -> float | None:
+        """The weight of a newborn stream; None when the name is of no known kind. Call once a stream."""
+        if stream in self._fixed:
+            return self._fixed[stream]
+        kind, _, rest = stream.partition(":")
+        if kind == "explain":
+            name, _, fraction = rest.rpartition(":")
+            cause = name.partition(":")[0]
+            if cause not in CAUSES:
+                return None
+            if cause in self._causes and fraction in self._fractions:
+                return self._variant_share * self._variant_part(cause, name)
+        if kind not in KINDS or not rest:
+            return None
+        self._late_births += 1
+        return self._reserve * _part(self._late_births)
+
+    def _variant_part(self, cause: str, name: str) -> float:
+        variants = self._variants.setdefault(cause, [])
+        if name not in variants:
+            variants.append(name)
+        return _part(variants.index(name) + 1)
+
+    def to_state(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"variants": {cause: list(names) for cause, names in self._variants.items()}, "late_births": self._late_births}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over the births of `to_state`."""
+        self._variants = {cause: list(names) for cause, names in state["variants"].items()}
+        self._late_births = int(state["late_births"])
+
+
+def _part(k: int) -> float:
+    return 1.0 / (k * (k + 1))

@@ -1,0 +1,267 @@
+"""The store: one DuckDB file, one owner (the daemon). Everybody else reads through the read API.
+
+Every append is one transaction of Arrow micro-batches and is acknowledged after its commit: kill -9 loses nothing
+acknowledged. Nothing in this process may open and close the database file by other means: POSIX drops a process's
+file locks when *any* descriptor of that file is closed, and a second process could then open it too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from collector.errors import Unavailable
+from collector.records import BatchStats, Evidence, Rollout, Score, WeightVersion
+from collector.store_config import StoreConfig
+from collector.store_schema import VERSION, batch_tables, batches_from, ddl, request_hash, rollout_row, to_arrow
+
+log = logging.getLogger("klaxon.store")
+
+_REPLAY_CHUNK = 64  # batches held in memory at a time while reading a run back
+_DAY = 86_400.0
+
+
+class Store:
+    """Append and read. Thread-safe: appends take a lock, reads run beside them on cursors of their own.
+
+    Raises:
+        Unavailable: the file cannot be opened or written (another owner, no folder, full disk, newer format).
+    """
+
+    def __init__(self, path: str | Path, *, memory_limit: str = "512MB", threads: int = 2) -> None:
+        self.path = Path(path)
+        self.notices: list[str] = []  # what went wrong while opening, in words for the operator
+        self._lock = threading.Lock()
+        self._settings = {"memory_limit": memory_limit, "threads": threads, "enable_external_access": False,
+                          "autoinstall_known_extensions": False, "autoload_known_extensions": False}
+        self._connection = self._open()
+        try:
+            self._key = self._prepare()
+        except Unavailable:
+            self._connection.close()
+            raise
+
+    def append_batch(self, batch: BatchStats, evidence: Iterable[Evidence] = (), *, ln_m: float | None = None,
+                     ln_a: float | None = None) -> None:
+        """Append one closed batch with its evidence; durable when this returns. ln_m, ln_a: natural logs."""
+        self._append(batch_tables(batch, evidence, ln_m=ln_m, ln_a=ln_a))
+
+    def append_rollouts(self, t: int, scored: Iterable[tuple[Rollout, Score | None]]) -> None:
+        """Append the statistics of sampled rollouts of batch t: no ids, no text."""
+        self._append({"rollouts": [rollout_row(rollout, score, t=t, key=self._key) for rollout, score in scored]})
+
+    def append_metrics(self, step: int, at: float, values: Mapping[str, float], *, source: str = "trainer") -> None:
+        """Append one step of trainer metrics."""
+        self._append({"metrics": [{"step": step, "at": at, "name": name, "value": float(value), "source": source}
+                                  for name, value in values.items()]})
+
+    def append_event(self, at: float, kind: str, text: str, data: Mapping[str, Any] | None = None) -> None:
+        """Append one event: weight_update, restart, alarm, … with one sentence for humans."""
+        self._append({"events": [{"at": at, "kind": kind, "text": text, "data": json.dumps(dict(data or {}), default=str)}]})
+
+    def append_weights(self, version: WeightVersion | str, *, seen_at: float | None = None,
+                       engine_at: float | None = None) -> None:
+        """Append a sighting of a version: seen_at by the follower, engine_at first used by the engine (UTC seconds)."""
+        row: dict[str, Any] = {"version": version, "seen_at": seen_at, "engine_at": engine_at}
+        if isinstance(version, WeightVersion):
+            row |= {"version": version.version, "path": version.path, "published_at": version.published_at,
+                    "digest": version.digest}
+        self._append({"weights": [row]})
+
+    def read_batches(self, *, start: int = 0, end: int | None = None) -> Iterator[BatchStats]:
+        """Every batch start ≤ t < end in order, exactly as appended: replaying them replays the alarms bit for bit."""
+        while True:
+            rows = self._rows("SELECT * FROM batches WHERE t >= ? AND t < ? ORDER BY t LIMIT ?",
+                              [start, _endless(end), _REPLAY_CHUNK])
+            if not rows:
+                return
+            span = [rows[0]["t"], rows[-1]["t"]]
+            yield from batches_from({"batches": rows} | {
+                table: self._rows(f"SELECT * FROM {table} WHERE t BETWEEN ? AND ? ORDER BY t, seq", span)
+                for table in ("slices", "gains", "facts")})
+            start = rows[-1]["t"] + 1
+
+    def next_t(self) -> int:
+        """The number the next batch should carry: one past the last stored, 0 in a new store."""
+        return self.query("SELECT coalesce(max(t) + 1, 0) FROM batches")[0][0]
+
+    def query(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a SELECT, fetched whole."""
+        with self._cursor() as cursor:
+            return cursor.execute(sql, list(params)).fetchall()
+
+    def query_arrow(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """The result of a SELECT as an Arrow table."""
+        with self._cursor() as cursor:
+            return cursor.sql(sql, params=list(params)).to_arrow_table()
+
+    def request_hash(self, request_id: str) -> str:
+        """The hash under which a request's statistics are kept."""
+        return request_hash(request_id, key=self._key)
+
+    def retention(self, now: float, config: StoreConfig) -> dict[str, int]:
+        """Delete what outlived its time to live; returns rows deleted a table. Freed space is reused, the file stays."""
+        cut = {
+            "rollouts": ("coalesce(finished_at, 0) < ?", config.rollouts_ttl_days),
+            "evidence": ("t < (SELECT coalesce(min(t), 0) FROM batches WHERE closed_at >= ?)", config.evidence_ttl_days),
+            "metrics": ('"at" < ?', config.metrics_ttl_days),
+            "events": ('"at" < ?', config.metrics_ttl_days),
+            "weights": ("coalesce(seen_at, engine_at) < ?", config.metrics_ttl_days),
+            **{table: ("t IN (SELECT t FROM batches WHERE closed_at < ?)", config.batches_ttl_days)
+               for table in ("slices", "gains", "facts")},
+            "series": ("closed_at < ?", config.batches_ttl_days),
+            "batches": ("closed_at < ?", config.batches_ttl_days),
+        }
+        with self._lock, self._cursor() as cursor:
+            return {table: cursor.execute(f"DELETE FROM {table} WHERE {condition}", [now - days * _DAY]).fetchall()[0][0]
+                    for table, (condition, days) in cut.items()}
+
+    def checkpoint(self) -> None:
+        """Fold the write-ahead log into the file."""
+        with self._lock, self._cursor() as cursor:
+            cursor.execute("CHECKPOINT").fetchall()
+
+    def size_bytes(self) -> int:
+        """Bytes on disk: the file and its write-ahead log."""
+        return sum(path.stat().st_size for path in (self.path, self._wal) if path.exists())
+
+    def close(self) -> None:
+        """Close the file; folds the write-ahead log in."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _wal(self) -> Path:
+        return self.path.with_name(self.path.name + ".wal")
+
+    def _cursor(self) -> _Cursor:
+        return _Cursor(self._connection, self.path)
+
+    def _rows(self, sql: str, params: Sequence[Any]) -> list[dict[str, Any]]:
+        return self.query_arrow(sql, params).to_pylist(maps_as_pydicts="strict")
+
+    def _append(self, tables: Mapping[str, list[dict[str, Any]]]) -> None:
+        with self._lock, self._cursor() as cursor:
+            cursor.begin()
+            try:
+                for table, rows in tables.items():
+                    if rows:
+                        _insert(cursor, table, rows)
+                cursor.commit()
+            except BaseException:
+                _rollback(cursor)
+                raise
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return duckdb.connect(str(self.path), config=self._settings)
+        except duckdb.Error as error:
+            if "replaying WAL" not in str(error):
+                raise Unavailable(_open_hint(self.path, error)) from None
+            return self._reopen_without_wal(str(error))
+        except OSError as error:
+            raise Unavailable(f"{self.path}: cannot make the folder ({error.strerror}); set [store] path") from None
+
+    def _reopen_without_wal(self, reason: str) -> duckdb.DuckDBPyConnection:
+        """The log cannot be replayed: keep it aside, then go on with what stands before the damage."""
+        aside = next(path for number in range(10_000)
+                     if not (path := self.path.with_name(f"{self._wal.name}.broken-{number}")).exists())
+        os.rename(self._wal, aside)
+        found = re.search(r"byte position (\d+)", reason)
+        salvaged = aside.read_bytes()[:int(found.group(1))] if found else b""
+        for content in (salvaged, b""):
+            if content:
+                self._wal.write_bytes(content)
+            try:
+                connection = duckdb.connect(str(self.path), config=self._settings)
+            except duckdb.Error as error:
+                log.warning("%s: still not readable (%s)", self.path, error)
+                self._wal.unlink(missing_ok=True)
+                continue
+            self.notices.append(
+                f"{self.path}: the write-ahead log was damaged ({reason}); it was moved to {aside}. "
+                f"What stood {'before the damage' if content else 'in the file'} is kept; the newest rows may be missing.")
+            log.error(self.notices[-1])
+            return connection
+        raise Unavailable(f"{self.path}: cannot be read, even without its write-ahead log; move it aside and start again")
+
+    def _prepare(self) -> str:
+        """Create the tables once and return the key of the request hashes."""
+        with self._lock, self._cursor() as cursor:
+            for statement in ddl():
+                cursor.execute(statement).fetchall()
+            meta = dict(cursor.execute("SELECT key, value FROM meta").fetchall())
+            if not meta:
+                meta = {"version": VERSION, "request_key": secrets.token_hex(32)}
+                _insert(cursor, "meta", [{"key": key, "value": value} for key, value in meta.items()])
+            if meta["version"] != VERSION:
+                raise Unavailable(f"{self.path}: has store format {meta['version']}, this Klaxon writes {VERSION}; "
+                                  "use the Klaxon that wrote it, or set [store] path to a new file")
+            cursor.execute("CHECKPOINT").fetchall()
+            return meta["request_key"]
+
+
+class _Cursor:
+    """One cursor a call, closed afterwards; DuckDB's own errors become Unavailable with a hint."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+        self._connection, self._path = connection, path
+
+    def __enter__(self) -> duckdb.DuckDBPyConnection:
+        try:
+            self._cursor = self._connection.cursor()
+        except duckdb.Error:
+            raise Unavailable(f"{self._path}: the store is closed") from None
+        return self._cursor
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._cursor.close()
+        if isinstance(error, (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)):
+            raise Unavailable(f"{self._path}: {_first_line(error)}; check free disk space and [store] memory_limit") from None
+
+
+def _insert(cursor: duckdb.DuckDBPyConnection, table: str, rows: list[dict[str, Any]]) -> None:
+    cursor.register("micro_batch", to_arrow(table, rows))
+    cursor.execute(f"INSERT INTO {table} SELECT * FROM micro_batch").fetchall()
+    cursor.unregister("micro_batch")
+
+
+def _rollback(cursor: duckdb.DuckDBPyConnection) -> None:
+    try:
+        cursor.rollback()
+    except duckdb.Error as error:  # a fatal error has already ended the transaction
+        log.warning("rollback: %s", _first_line(error))
+
+
+def _endless(end: int | None) -> int:
+    return 2**62 if end is None else end
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _open_hint(path: Path, error: duckdb.Error) -> str:
+    text = _first_line(error)
+    if "lock" in text:
+        return f"{path}: another process owns it (one daemon a run); stop that one or set [store] path. {text}"
+    if "not a valid DuckDB" in text:
+        return f"{path}: is not a DuckDB file, or is damaged; move it aside or set [store] path"
+    return f"{path}: cannot be opened; set [store] path to a writable file. {text}"

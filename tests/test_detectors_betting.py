@@ -1,0 +1,131 @@
+"""Betting explanations: bounded, and not above zero on average while the engine is healthy."""
+
+import numpy as np
+import pytest
+
+from collector.errors import InputError
+from collector.records import Rollout, Score
+from detectors import betting
+from detectors.config import DetectorsConfig
+from detectors.gains import rollout_gains
+
+CONFIG = DetectorsConfig()
+DELTA, SCALE = CONFIG.dead_band_nats, CONFIG.bet_scale_nats
+T = 0.7
+
+
+def bet(e: object, h: object, f: object) -> float | None:
+    return betting.bet(np.array(e), np.array(h), np.array(f), dead_band=DELTA, scale=SCALE)
+
+
+def scored(e: list[float], views: dict[str, list[float]], mask: list[bool] | None = None) -> tuple[Rollout, Score]:
+    n = len(e)
+    rollout = Rollout(
+        request_id="r", prompt_tokens_P=np.array([1], np.int32), completion_tokens_T=np.arange(n, dtype=np.int32),
+        engine_logprobs_T=np.array(e, np.float32), sampled_mask_T=np.ones(n, bool),
+    )
+    arrays = {name: np.array(values, np.float32) for name, values in views.items()}
+    return rollout, Score(request_id="r", views=arrays, scored_mask_T=None if mask is None else np.array(mask))
+
+
+def test_the_bet_is_the_scaled_difference_of_the_two_errors_less_the_dead_band() -> None:
+    assert bet([-1.0], [-1.5], [-1.0]) == pytest.approx((0.5 - DELTA) / 0.5)
+    assert bet([-1.0], [-1.0], [-1.02]) == pytest.approx((-0.02 - DELTA) / SCALE)
+
+
+def test_the_bet_stays_within_its_bounds_for_any_numbers() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        e, h, f = (rng.choice([np.nan, -np.inf, np.inf, -0.0, -1e-9, -3.0, -1e3], size=5) for _ in range(3))
+        g = bet(e, h, f)
+        assert g is None or -(1 + DELTA / SCALE) - 1e-9 <= g <= 1
+        assert g is None or all(1 + fraction * g > 0 for fraction in CONFIG.bet_fractions)
+
+
+def test_unscored_tokens_are_left_out_and_missing_engine_logprobs_count_as_the_worst() -> None:
+    assert bet([-1.0, -9.0], [-1.5, np.nan], [-1.0, -1.0]) == bet([-1.0], [-1.5], [-1.0])
+    assert bet([np.nan], [-1.5], [-1.0]) == pytest.approx((-0.5 - DELTA) / 0.5)
+    assert bet([-1.0], [-np.inf], [-1.0]) is None
+
+
+def test_a_token_the_explanation_calls_impossible_speaks_against_it() -> None:
+    assert bet([-1.0], [-1.0], [-np.inf]) == -1.0
+
+
+def test_each_explanation_and_fraction_is_a_stream_named_by_its_cause() -> None:
+    rollout, score = scored([-1.0], {"expected": [-1.5], "raw": [-1.0], "temperature:0.8": [-1.4], "entropy_of_nothing": [-1.0]})
+    gains = rollout_gains(rollout, score, CONFIG)
+    assert set(gains) == {
+        "explain:raw_logprobs:0.3", "explain:raw_logprobs:0.8", "explain:temperature:0.8:0.3", "explain:temperature:0.8:0.8",
+    }
+    assert gains["explain:raw_logprobs:0.3"] == pytest.approx(np.log1p(0.3 * (0.5 - DELTA) / 0.5))
+
+
+def test_variants_of_stale_prefix_cache_keep_their_names() -> None:
+    rollout, score = scored([-1.0], {"expected": [-1.5], "stale_prefix_cache:oldest": [-1.0], "stale_weights": [-1.0]})
+    assert {name.rpartition(":")[0] for name in rollout_gains(rollout, score, CONFIG)} == {
+        "explain:stale_prefix_cache:oldest", "explain:stale_weights",
+    }
+
+
+def test_tokens_without_a_loaded_version_are_left_out() -> None:
+    rollout, score = scored([-1.0, -5.0], {"expected": [-1.5, -1.0], "raw": [-1.0, -1.0]}, mask=[True, False])
+    alone, alone_score = scored([-1.0], {"expected": [-1.5], "raw": [-1.0]})
+    assert rollout_gains(rollout, score, CONFIG) == rollout_gains(alone, alone_score, CONFIG)
+
+
+def test_a_view_of_another_length_is_refused() -> None:
+    rollout, score = scored([-1.0, -2.0], {"expected": [-1.5, -1.0], "raw": [-1.0]})
+    with pytest.raises(InputError, match=r"views\[raw\]"):
+        rollout_gains(rollout, score, CONFIG)
+
+
+def log_softmax(logits_N_V: np.ndarray) -> np.ndarray:
+    return logits_N_V - np.logaddexp.reduce(logits_N_V, axis=1, keepdims=True)
+
+
+def noisy_engine_bets(explanation: str, *, sigma: float, sharpness: float, raw_engine: bool = False) -> np.ndarray:
+    """g of 250 rollouts of 12 tokens; the engine samples from, and reports, logits with noise of `sigma` nats."""
+    rng = np.random.default_rng(7)
+    rollouts, tokens, vocabulary = 250, 12, 100
+    logits = rng.normal(size=(rollouts * tokens, vocabulary)) * sharpness
+    engine = logits + T * sigma * rng.normal(size=logits.shape)
+    sampler = log_softmax(engine / T)
+    chosen = (np.cumsum(np.exp(sampler), axis=1) > rng.random((len(logits), 1))).argmax(axis=1)
+    predictions = {
+        "raw": log_softmax(logits), "temperature": log_softmax(logits / 0.75),
+        "stale_weights": log_softmax((logits + 0.03 * rng.normal(size=logits.shape)) / T),
+    }
+    rows = np.arange(len(logits))
+    e = (log_softmax(engine) if raw_engine else sampler)[rows, chosen]
+    h, f = log_softmax(logits / T)[rows, chosen], predictions[explanation][rows, chosen]
+    shaped = (x.reshape(rollouts, tokens) for x in (e, h, f))
+    return np.array([bet(*row) for row in zip(*shaped, strict=True)])
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("explanation", ["raw", "temperature", "stale_weights"])
+@pytest.mark.parametrize(("sigma", "sharpness"), [(0.0, 3.0), (0.03, 1.0), (0.03, 3.0), (0.07, 3.0)])
+def test_the_bets_lose_on_average_when_tokens_come_from_a_noisy_healthy_engine(
+    explanation: str, sigma: float, sharpness: float
+) -> None:
+    g = noisy_engine_bets(explanation, sigma=sigma, sharpness=sharpness)
+    assert g.mean() + 3 * g.std() / np.sqrt(g.size) < 0
+    for fraction in CONFIG.bet_fractions:
+        assert (1 + fraction * g).mean() < 1
+
+
+@pytest.mark.statistical
+def test_a_median_shift_of_the_dead_band_in_the_explanations_favour_still_earns_nothing() -> None:
+    rng = np.random.default_rng(3)
+    h = np.full((2000, 12), -2.0)
+    for distance in (0.02, 0.1, 0.5):
+        e = h + DELTA + 0.05 * rng.standard_t(3, size=h.shape)
+        g = np.array([bet(*row) for row in zip(e, h, h + distance, strict=True)])
+        assert g.mean() - 3 * g.std() / np.sqrt(g.size) <= 0
+
+
+@pytest.mark.statistical
+def test_the_true_explanation_earns_a_third_of_a_nat_a_rollout() -> None:
+    g = noisy_engine_bets("raw", sigma=0.03, sharpness=3.0, raw_engine=True)
+    assert np.log1p(CONFIG.bet_fractions[-1] * g).mean() > 1 / 3

@@ -27,6 +27,7 @@ class DaemonConfig(BaseModel):
     token_env: str = Field("KLAXON_TOKEN", description="environment variable that holds the tap token; unset = no token asked")
     token_file: str = Field("", description="file that holds the tap token instead (a mounted secret)")
     batch_seconds: float = Field(120.0, gt=0, description="length of one batch: the tick of every detector, seconds")
+    recovery_batches: int = Field(10, ge=1, description="an alarm resolves when a fresh detector sees nothing in this many batches (or twice the alarm's own delay, if longer)")
     watermark_seconds: float = Field(10.0, ge=0, description="how long a batch waits for late rollouts after its end, seconds")
 
 

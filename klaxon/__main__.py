@@ -1,0 +1,5 @@
+"""`python -m klaxon` is the `klaxon` command."""
+
+from klaxon.cli import main
+
+main()

@@ -1,0 +1,230 @@
+"""The daemon, wired in one straight function: start, run, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+from fastapi import FastAPI
+
+from alerts.service import Alerts
+from collector.errors import ConfigError, KlaxonError
+from collector.sources.inbox import TapInbox
+from collector.store import Store
+from detectors.bank import Bank
+from klaxon.api import build_api
+from klaxon.batches import BatchBuilder
+from klaxon.chores import schedule
+from klaxon.config import Config
+from klaxon.diagnose_task import Diagnostician
+from klaxon.ingest import Ingest, ingest_router
+from klaxon.live import Live
+from klaxon.probe import EngineProbe
+from klaxon.shadow import Shadow, open_shadow
+from klaxon.taps import TapBook
+from klaxon.trainer_side import TrainerSide
+from klaxon.watch import Watch
+from klaxon.worker import Worker
+
+if TYPE_CHECKING:
+    from klaxon.shadow_views import ShadowViews
+
+log = logging.getLogger("klaxon")
+HEARTBEAT_SECONDS, WEIGHTS_SECONDS, METRICS_SECONDS = 5.0, 2.0, 2.0
+RETENTION_SECONDS = 3600.0
+
+
+class Daemon:
+    """Every part of one running Klaxon. Built by `build`, run by `serve`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.counts: Counter[str] = Counter()
+        self.started_at = time.time()
+        folder = Path(config.run.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.store = Store(config.store.path or folder / "klaxon.duckdb", memory_limit=config.store.memory_limit,
+                           threads=config.store.threads)
+        self.alerts = Alerts(config.alerts, folder / "control.sqlite", run=config.run.name,
+                             budget_text=config.detectors.false_alarms)
+        self.taps = TapBook(self.say)
+        self.probe = EngineProbe(config.engine.url, self.say)
+        self.inbox = TapInbox(config.sources.inbox_rollouts)
+        self.shadow: Shadow | None = open_shadow(config, self.say)
+        self.trainer = TrainerSide(config, self.store, self.shadow, self.say)
+        self.ingest = Ingest(self.inbox, {"heartbeat": self._heartbeat, "metrics": self.trainer.take_metrics,
+                                          "weights": self.trainer.take_weights, "event": self._event})
+        self._wire(folder)
+
+    def _wire(self, folder: Path) -> None:
+        config, lock = self.config, threading.Lock()
+        self.bank = Bank(config.detectors, batch_seconds=config.daemon.batch_seconds)
+        first_t = self._replay()
+        builder = BatchBuilder(started_at=self.started_at, batch_seconds=config.daemon.batch_seconds,
+                               watermark_seconds=config.daemon.watermark_seconds, first_t=first_t)
+        self.worker = Worker(config, inbox=self.inbox, builder=builder, builder_lock=lock,
+                             views=self._views(), refuse=self.ingest.refuse,
+                             file_rollouts=self.store.append_rollouts)
+        self.diagnostician = Diagnostician(config, worker=self.worker, shadow=self.shadow, taps=self.taps,
+                                           alerts=self.alerts, say=self.say)
+        self.live = Live(self)
+        self.watch = Watch(bank=self.bank, config=config.detectors, builder=builder, builder_lock=lock,
+                           store=self.store, alerts=self.alerts, observe=self.live.observation,
+                           diagnose=self.diagnostician.start, quick=self.diagnostician.quick,
+                           take_counts=self._take_counts, recovery_batches=config.daemon.recovery_batches,
+                           clock=time.time)
+        self.api: FastAPI = build_api(self.store, self.live)
+        self.token = read_token(config)
+        self.api.include_router(ingest_router(self.ingest, token=self.token))
+        self.socket = Path(config.daemon.socket or folder / "klaxon.sock")
+
+    def _views(self) -> ShadowViews | None:
+        if self.shadow is None:
+            return None
+        from klaxon.shadow_views import ShadowViews  # imports torch: tier 2 only
+
+        return ShadowViews(self.shadow.scorer, self.shadow.shelf, refresh=self.shadow.refresh)
+
+    def _replay(self) -> int:
+        """Take up the evidence where the last daemon of this run left it; returns the next batch number."""
+        t = -1
+        resolved = {json.loads(data)["t"] for (data,) in
+                    self.store.query("SELECT data FROM events WHERE kind = 'resolved'")}
+        for batch in self.store.read_batches():
+            self.bank.update(batch)
+            t = batch.t
+            if t in resolved:
+                self.bank.resolve(t)
+        if t >= 0:
+            self.say("daemon", f"Klaxon took up the run at batch {t + 1}", {})
+        return t + 1
+
+    def say(self, kind: str, text: str, data: dict) -> None:
+        """File an event for the timeline, and log it."""
+        log.info("%s: %s", kind, text)
+        self.store.append_event(at=time.time(), kind=kind, text=text, data=data)
+
+    def _heartbeat(self, message: dict) -> None:
+        self.taps.beat(message, now=time.time())
+
+    def _event(self, message: dict) -> None:
+        data = message.get("data") or {}
+        self.say("engine_call", f"{message['name']} {data.get('path', '')}".strip(), dict(data))
+
+    def _take_counts(self) -> dict[str, int]:
+        """What was refused or lost since the last batch."""
+        taken, self.ingest.counts = self.ingest.counts, Counter()
+        self.counts.update(taken)
+        return dict(taken)
+
+    def chores(self) -> list[tuple]:
+        """What APScheduler runs, and how often."""
+        store_config = self.config.store
+        chores = [
+            ("heartbeat", self.live.beat, HEARTBEAT_SECONDS),
+            ("metrics", self.trainer.poll_metrics, METRICS_SECONDS),
+            ("checkpoint", self.store.checkpoint, store_config.checkpoint_seconds),
+            ("retention", lambda: self.store.retention(time.time(), store_config), RETENTION_SECONDS),
+        ]
+        if self.config.engine.url:
+            chores.append(("probe", lambda: self.probe.probe(time.time()), self.config.engine.probe_seconds))
+        if self.shadow is not None:
+            chores.append(("weights", self.trainer.poll_weights, WEIGHTS_SECONDS))
+        return chores
+
+
+def read_token(config: Config) -> str | None:
+    """The tap token from its file or environment variable; None = no token asked (loopback and socket only).
+
+    Raises:
+        ConfigError: the file cannot be read, or the API would be reachable from outside without a token.
+    """
+    daemon = config.daemon
+    if daemon.token_file:
+        try:
+            return Path(daemon.token_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigError(f"daemon.token_file: {daemon.token_file} cannot be read ({error.strerror})") from None
+    token = os.environ.get(daemon.token_env) or None
+    if token is None and daemon.host not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(f"daemon.host is {daemon.host}, reachable from outside: set {daemon.token_env} or "
+                          "daemon.token_file, or go back to 127.0.0.1")
+    return token
+
+
+async def serve(config: Config) -> None:
+    """Run the daemon until SIGINT or SIGTERM; then stop the sources, drain, seal and leave.
+
+    Raises:
+        KlaxonError: a configured part cannot start.
+    """
+    daemon = Daemon(config)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(daemon.store.close)
+        daemon.alerts.start()
+        stack.callback(daemon.alerts.stop)
+        for thread in (daemon.worker, daemon.watch):
+            thread.start()
+            stack.callback(_stop_thread, thread)
+        scheduler = schedule(daemon.chores(), daemon.counts)
+        scheduler.start()
+        stack.callback(scheduler.shutdown)
+        for server in _servers(daemon):
+            await stack.enter_async_context(_serving(server, stopping))
+        daemon.say("daemon", f"Klaxon watches run {config.run.name}", {})
+        await stopping.wait()
+        daemon.say("daemon", "Klaxon stops", {})
+
+
+def _servers(daemon: Daemon) -> list[uvicorn.Server]:
+    common = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 2, "lifespan": "off"}
+    address = daemon.config.daemon
+    servers = [uvicorn.Server(uvicorn.Config(daemon.api, host=address.host, port=address.port, **common))]
+    if daemon.config.sources.tap:
+        daemon.socket.unlink(missing_ok=True)
+        servers.append(uvicorn.Server(uvicorn.Config(daemon.api, uds=str(daemon.socket), **common)))
+    for server in servers:
+        server.capture_signals = contextlib.nullcontext  # one handler for the whole daemon, above
+    return servers
+
+
+@contextlib.asynccontextmanager
+async def _serving(server: uvicorn.Server, stopping: asyncio.Event):
+    async def run() -> None:
+        try:
+            await server.serve()
+        except SystemExit:  # uvicorn's way to say that it could not bind; it has logged why
+            pass
+        stopping.set()
+
+    task = asyncio.create_task(run())
+    while not server.started and not task.done():
+        await asyncio.sleep(0.02)
+    if not server.started:
+        where = server.config.uds or f"{server.config.host}:{server.config.port}"
+        raise KlaxonError(f"cannot listen on {where}: is another Klaxon running there? "
+                          "Stop it, or set daemon.port in config.toml")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+def _stop_thread(thread: Worker | Watch) -> None:
+    thread.stop()
+    thread.join(timeout=20)

@@ -1,0 +1,59 @@
+"""The `klaxon` command. Every command imports its own parts, so that `klaxon look` needs no torch and starts fast."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+
+from collector.errors import KlaxonError
+
+COMMANDS = {
+    "run": "klaxon.commands.run", "demo": "klaxon.commands.demo", "look": "klaxon.commands.look",
+    "check": "klaxon.commands.check", "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
+    "export": "klaxon.commands.export", "status": "klaxon.commands.status",
+}
+"""Name → module; the module holds a function of the command's name (its docstring is the help)."""
+
+HELP = """Klaxon watches a live LLM RL run and says when the rollout engine's logprobs stop meaning what the trainer
+thinks they mean, why, and what to do. Start with `klaxon look FILE` on a file of rollouts, or `klaxon demo`.
+
+Exit codes: 0 healthy, 1 mismatch found, 2 nothing usable or failure."""
+
+
+def app(names: list[str]) -> typer.Typer:
+    """The command line with the given commands registered."""
+    cli = typer.Typer(name="klaxon", help=HELP, no_args_is_help=True, add_completion=True, rich_markup_mode=None,
+                      pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+    cli.callback(invoke_without_command=True)(_version)
+    for name in names:
+        cli.command(name)(getattr(importlib.import_module(COMMANDS[name]), name))
+    return cli
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one clear line and exit code 2, Ctrl-C is 130, never a traceback."""
+    wanted = [name for name in sys.argv[1:2] if name in COMMANDS]
+    try:
+        app(wanted or list(COMMANDS))()
+    except KlaxonError as error:
+        print(f"klaxon: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(2)
+
+
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"klaxon {installed('klaxon-rl')}")
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""`klaxon run`: the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Annotated
+
+import typer
+
+
+def run(config: Annotated[str, typer.Option("--config", "-c", help="The run's config file.")] = "config.toml",
+        verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every event.")] = False) -> None:
+    """Watch a run: take rollouts from taps and files, score them, raise alarms. Stops cleanly on Ctrl-C or SIGTERM."""
+    from klaxon.app import serve
+    from klaxon.config import load_config
+
+    loaded = load_config(config)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING,
+                        format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    typer.echo(f"Klaxon watches run {loaded.run.name}: API http://{loaded.daemon.host}:{loaded.daemon.port}, "
+               f"socket {loaded.daemon.socket or loaded.run.dir + '/klaxon.sock'}", err=True)
+    asyncio.run(serve(loaded))

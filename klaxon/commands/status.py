@@ -1,0 +1,63 @@
+"""`klaxon status`: what a running daemon knows, in a few lines."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from klaxon.client import DEFAULT_URL, get_json
+
+EXIT = {"mismatch": 1, "blind": 2, "starting": 0, "healthy": 0, "learning": 0}
+COLOUR = {"mismatch": "bold white on red", "blind": "bold black on yellow", "healthy": "bold white on green"}
+
+
+def status(url: Annotated[str, typer.Option(help="Address of the daemon's read API.")] = DEFAULT_URL,
+           json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False) -> None:
+    """Show the verdict, the evidence, the heartbeats and what Klaxon cannot see. Exit code 1 on a mismatch."""
+    found = get_json(url, "/v1/status")
+    incidents = get_json(url, "/v1/incidents")
+    incidents = incidents.get("incidents", []) if isinstance(incidents, dict) else incidents
+    if json_:
+        typer.echo(json.dumps({**found, "incidents": incidents}))
+    else:
+        _show(found, [item for item in incidents if item["state"] != "resolved"])
+    raise typer.Exit(EXIT.get(found["verdict"], 2))
+
+
+def _show(found: dict[str, Any], firing: list[dict[str, Any]]) -> None:
+    console = Console()
+    verdict = found["verdict"]
+    console.print(f" {verdict.upper()} ", style=COLOUR.get(verdict, "bold"), end=" ")
+    console.print(f"run {found['run']} · tier {found['tier']} · {found['verdict_text']}", markup=False)
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name, value in _lines(found):
+        table.add_row(name, value)
+    console.print(table)
+    for incident in firing:
+        diagnosis = incident.get("diagnosis") or {}
+        console.print(f"firing: {incident['title']}", style="red", markup=False)
+        if diagnosis:
+            sure = "confident" if diagnosis.get("confident") else "not sure yet"
+            console.print(f"  cause: {diagnosis.get('verdict')} ({sure})   next: {diagnosis.get('next')}", markup=False)
+    for spot in found.get("blind_spots", []):
+        console.print(f"cannot see: {spot}", style="yellow", markup=False)
+
+
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    counts, weights, scorer = found["counts"], found.get("weights", {}), found["scorer"]
+    ln_m = found.get("ln_m")
+    taps = ", ".join(f"{tap['source']} {'alive' if tap['alive'] else 'SILENT'}" for tap in found["taps"]) or "none heard"
+    floor = found.get("floor_nats")
+    speed = scorer.get("tokens_per_second")
+    return [
+        ("evidence", f"ln M {'none yet' if ln_m is None else format(ln_m, '.1f')} of {found['ln_a']:.1f} (budget {found['budget']})"),
+        ("rollouts", f"{counts.get('seen', 0)} seen, {counts.get('scored', 0)} scored, {counts.get('refused', 0)} refused"),
+        ("tokens", f"{counts.get('tokens_scored', 0)} scored" + (f", {speed:.0f} a second" if speed else "")),
+        ("mean |d|", "no comparison yet" if floor is None else f"{floor:.4f} nats while healthy (median of batches)"),
+        ("weights", f"engine {weights.get('engine_version')}, trainer {weights.get('trainer_version')}, lag {weights.get('lag')}"),
+        ("taps", taps),
+    ]

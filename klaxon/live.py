@@ -1,0 +1,137 @@
+"""What the daemon knows right now, as plain data for the read API; and as an Observation for the hard facts."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from detectors.hardfacts import EngineSeen, Observation
+
+if TYPE_CHECKING:
+    from klaxon.app import Daemon
+
+STALE_SECONDS = 60.0
+TIER_BLIND = {
+    0: ["anything self-consistent: a hidden temperature or top-p, stale weights, head precision",
+        "the trainer's view: no trainer logprobs arrive and no weights are configured"],
+    1: ["what the trainer itself gets wrong", "which fault it is, beyond shapes (needs weights and a scorer)"],
+    2: [],
+}
+
+
+class Live:
+    """Status, incidents and observations of one daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self.heartbeat_at = time.time()
+
+    def beat(self) -> None:
+        """The daemon's own heartbeat, by the scheduler: if it stops, so has the scheduler."""
+        self.heartbeat_at = time.time()
+
+    def incidents(self, limit: int = 50) -> list[dict[str, Any]]:
+        """Newest incidents first."""
+        return self._daemon.alerts.incidents(limit)
+
+    def status(self) -> dict[str, Any]:
+        """One picture of the whole, fit for JSON."""
+        daemon, now = self._daemon, time.time()
+        verdict, text = self._verdict(now)
+        watch, bank = daemon.watch, daemon.bank
+        return {
+            "run": daemon.config.run.name, "tier": self.tier, "now": now, "started_at": daemon.started_at,
+            "heartbeat_at": self.heartbeat_at, "verdict": verdict, "verdict_text": text,
+            "budget": daemon.config.detectors.false_alarms, "ln_m": _finite(bank.ln_m), "ln_a": bank.ln_a,
+            "learning": bank.learning, "batch_seconds": daemon.config.daemon.batch_seconds,
+            "t": watch.last_batch.t if watch.last_batch else None, "taps": daemon.taps.listing(now),
+            "engine": {**daemon.taps.engine_config(), **daemon.probe.facts,
+                       "url": daemon.config.engine.url, "reachable_at": daemon.probe.reachable_at},
+            "scorer": self._scorer(), "weights": self._weights(), "counts": self._counts(),
+            "floor_nats": watch.floor_nats, "blind_spots": self._blind_spots(now),
+            "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes()},
+            "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
+            "alerts_delivered": daemon.alerts.delivered_count(),
+        }
+
+    @property
+    def tier(self) -> int:
+        """2 with a shadow that has weights, 1 with trainer logprobs, else 0."""
+        daemon = self._daemon
+        if daemon.shadow is not None and daemon.shadow.shelf.versions():
+            return 2
+        return 1 if daemon.worker.trainer_logprobs_seen else 0
+
+    def observation(self, now: float) -> Observation:
+        """What the hard facts judge beyond a batch."""
+        daemon = self._daemon
+        engines = {}
+        heard = daemon.taps.last_heard()
+        if daemon.config.engine.url:
+            engines[daemon.config.engine.url] = EngineSeen(
+                reachable_since=daemon.probe.reachable_since, reachable_at=daemon.probe.reachable_at,
+                heartbeat_at=heard, version=daemon.worker.newest_version, expects_tap=daemon.config.sources.tap)
+        published = tuple((v.version, v.digest) for v in daemon.shadow.published) if daemon.shadow else ()
+        return Observation(
+            now=now, started_at=daemon.started_at, engines=engines, last_rollout_at=daemon.worker.last_rollout_at,
+            longest_rollout_gap_seconds=daemon.worker.longest_gap_seconds, published=published,
+            oldest_unscored_at=daemon.worker.busy_since)
+
+    def _verdict(self, now: float) -> tuple[str, str]:
+        daemon = self._daemon
+        firing = [i for i in daemon.alerts.open_incidents() if i["state"] != "resolved"]
+        if firing:
+            return "mismatch", firing[0]["title"]
+        last = daemon.worker.last_rollout_at
+        if last is None:
+            return "starting", "No rollout has arrived yet: is the tap loaded in the engine, and does it know KLAXON_URL?"
+        if now - last > max(STALE_SECONDS, 3 * daemon.config.daemon.batch_seconds):
+            return "blind", f"No rollout for {now - last:.0f} s: Klaxon cannot see the engine."
+        if daemon.watch.last_batch is None:
+            return "starting", "The first batch is being collected."
+        if self.tier == 0:
+            return "healthy", "Sampled tokens follow the reported probabilities. Tier 0 sees no more than that."
+        return "healthy", "Engine and trainer agree about the probability of the sampled tokens."
+
+    def _scorer(self) -> dict[str, Any]:
+        worker, shadow = self._daemon.worker, self._daemon.shadow
+        scored, seen = worker.counts["tokens_scored"], worker.counts["tokens_seen"]
+        return {
+            "state": "off" if shadow is None else "on", "device": shadow.scorer.device if shadow else None,
+            "tokens_per_second": scored / worker.busy_seconds if worker.busy_seconds else None,
+            "backlog": len(worker.inbox), "last_scored_at": worker.last_scored_at,
+            "coverage": scored / seen if seen else None,
+        }
+
+    def _weights(self) -> dict[str, Any]:
+        daemon = self._daemon
+        if daemon.shadow is None:
+            return {"trainer_version": daemon.trainer.announced, "engine_version": daemon.worker.newest_version}
+        versions = daemon.shadow.shelf.versions()
+        engine = daemon.worker.newest_version
+        lag = len(versions) - 1 - versions.index(engine) if engine in versions else None
+        return {"trainer_version": versions[-1] if versions else None, "engine_version": engine, "lag": lag,
+                "versions_seen": len(daemon.shadow.published),
+                "pending": [f"{name}: {why}" for name, why in daemon.shadow.follower.pending.items()]}
+
+    def _counts(self) -> dict[str, int]:
+        daemon = self._daemon
+        return {**daemon.counts, **daemon.ingest.counts, **daemon.worker.counts, **daemon.watch.counts,
+                "dropped_by_taps": daemon.taps.dropped(), "metrics_refused": daemon.trainer.refused}
+
+    def _blind_spots(self, now: float) -> list[str]:
+        daemon, spots = self._daemon, list(TIER_BLIND[self.tier])
+        if not any(tap["alive"] for tap in daemon.taps.listing(now)) and daemon.config.sources.tap:
+            spots.append("the engine: no tap is heard")
+        unscored, seen = daemon.worker.counts["unscored"], daemon.worker.counts["seen"]
+        if unscored:
+            spots.append(f"{unscored} of {seen} rollouts could not be scored (weights not available, or refused)")
+        if dropped := daemon.taps.dropped():
+            spots.append(f"{dropped} rollouts dropped inside the engine's tap")
+        if daemon.bank.learning and self.tier > 0:
+            spots.append("slow drift: the battery is still learning what normal looks like")
+        return spots
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) != float("inf") else None

@@ -1,0 +1,65 @@
+"""Tier 2 scoring for the daemon: the expected view, the always-on head views, and the older-weights views bets need."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from collector.errors import Unavailable
+from collector.records import Rollout, Score
+from collector.shadow.scorer import ShadowScorer
+from collector.shadow.views import ALWAYS, VIEWS, temperature_views
+from collector.weights.shelf import WeightShelf
+
+HEAD_VIEWS = {**ALWAYS, **temperature_views(grid=(0.8, 0.9, 1.1, 1.2))}  # nearly free: same hidden states
+EXPECTED = {"expected": VIEWS["expected"]}
+
+
+class ShadowViews:
+    """Scores rollouts under the version that generated them, and again as if older weights or an older KV were in use.
+
+    The older-weights views are predictions fixed before the data: "stale_weights" is the version published just
+    before the generating one, "stale_prefix_cache" its KV for the cached prefix, ":oldest" the oldest one held.
+    """
+
+    def __init__(self, scorer: ShadowScorer, shelf: WeightShelf, *, refresh: Callable[[], object]) -> None:
+        self.scorer, self.shelf, self._refresh = scorer, shelf, refresh
+
+    def can_score(self, rollout: Rollout) -> bool:
+        """Is every version of this rollout on the shelf (loaded or loadable)? Unknown versions never are."""
+        wanted = {span.version for span in rollout.weight_versions}
+        if not wanted:
+            return bool(self.shelf.versions())
+        if wanted <= set(self.shelf.versions()):
+            return True
+        self._refresh()
+        return wanted <= set(self.shelf.versions())
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """One Score a rollout, in order."""
+        scores = {score.request_id: score for score in self.scorer.score(rollouts, views=HEAD_VIEWS)}
+        for (name, arguments), group in self._extra_passes(rollouts).items():
+            try:
+                extra = self.scorer.score(group, views=EXPECTED, **dict(arguments))
+            except Unavailable:
+                continue  # an older version was pruned meanwhile: its bets simply do not tick
+            for score in extra:
+                base = scores[score.request_id]
+                scores[score.request_id] = replace(base, views={**base.views, name: score.views["expected"]})
+        return [scores[rollout.request_id] for rollout in rollouts]
+
+    def _extra_passes(self, rollouts: Sequence[Rollout]) -> dict[tuple[str, tuple], list[Rollout]]:
+        order = self.shelf.versions()
+        passes: dict[tuple[str, tuple], list[Rollout]] = defaultdict(list)
+        for rollout in rollouts:
+            older = order[: order.index(rollout.version)] if rollout.version in order else []
+            if not older or not rollout.base_coin:
+                continue
+            passes["stale_weights", (("version", older[-1]),)].append(rollout)
+            if rollout.cached_prompt_tokens:
+                passes["stale_prefix_cache", (("prefix_version", older[-1]),)].append(rollout)
+                if older[0] != older[-1]:
+                    passes["stale_prefix_cache:oldest", (("prefix_version", older[0]),)].append(rollout)
+        return passes
+

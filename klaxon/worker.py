@@ -1,0 +1,198 @@
+"""The working thread: rollouts in, scored statistics out; diagnosis when asked.
+
+One thread owns the scorer, so scoring and diagnosing never fight over the device. While it is busy the inbox fills,
+then taps are told to wait and drop at the source, counted there: nothing queues without bound.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from collector.errors import InputError, KlaxonError
+from collector.records import Rollout, Score
+from collector.sampler import TwoCoinSampler
+from collector.signals import slice_stats, trainer_score
+from collector.sources.file_tail import RolloutTail
+from collector.sources.inbox import TapInbox
+from detectors.gains import rollout_gains
+from klaxon.batches import BatchBuilder
+from klaxon.config import Config
+from klaxon.shadow_views import ShadowViews
+
+log = logging.getLogger("klaxon.worker")
+POLL_SECONDS = 0.2
+GROUP_ROLLOUTS = 64
+VERSION_PATIENCE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A rollout kept in memory for diagnosis, with its batch number and score."""
+
+    t: int
+    rollout: Rollout
+    score: Score
+
+
+class Worker(threading.Thread):
+    """Polls the sources, samples, scores and files statistics under `builder_lock`."""
+
+    def __init__(self, config: Config, *, inbox: TapInbox, builder: BatchBuilder, builder_lock: threading.Lock,
+                 views: ShadowViews | None, refuse: Callable[[InputError], None],
+                 file_rollouts: Callable[[int, list[tuple[Rollout, Score]]], None], clock: Callable[[], float] = time.time) -> None:
+        super().__init__(name="klaxon-worker", daemon=True)
+        self.config, self.inbox, self.views, self.clock = config, inbox, views, clock
+        self.builder, self.builder_lock = builder, builder_lock
+        self.refuse, self.file_rollouts = refuse, file_rollouts
+        self.sampler = TwoCoinSampler(config.sampler)
+        self.tails = [RolloutTail(path) for path in config.sources.files]
+        self.recent: deque[Scored] = deque(maxlen=config.diagnosis.memory_rollouts)
+        self.counts: Counter[str] = Counter()
+        self.busy_seconds = 0.0
+        self.last_scored_at: float | None = None
+        self.last_rollout_at: float | None = None
+        self.trainer_logprobs_seen = False
+        self.longest_gap_seconds = 0.0
+        self.newest_version: str | None = None  # weight label of the newest rollout
+        self.busy_since: float | None = None  # when the group in hand was taken; None = idle
+        self._waiting: deque[tuple[float, Rollout]] = deque()
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stop = threading.Event()
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """Run `task` on the working thread, between two groups of rollouts."""
+        self._tasks.put(task)
+
+    def stop(self) -> None:
+        """Ask the thread to end after the group in hand."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Until stopped; a failure is counted and logged, and the next group goes on."""
+        while not self._stop.is_set():
+            try:
+                worked = self._run_task() or self.step()
+            except Exception:
+                self.counts["worker_errors"] += 1
+                log.exception("a group of rollouts was lost to an error in Klaxon; the next goes on")
+                worked = False
+            if not worked:
+                self._stop.wait(POLL_SECONDS)
+
+    def step(self) -> bool:
+        """Handle one group of rollouts; False when there was nothing to do."""
+        now = self.clock()
+        arrived = self._arrivals()
+        ready = [self._assume(rollout) for rollout in arrived] + self._due(now)
+        if not ready:
+            return False
+        if arrived:
+            self._note_arrival(arrived, now)
+        group = [rollout for rollout in ready if self._known_version(rollout, now)]
+        self._file(group, now)
+        return True
+
+    def _note_arrival(self, arrived: list[Rollout], now: float) -> None:
+        if self.last_rollout_at is not None:
+            self.longest_gap_seconds = max(self.longest_gap_seconds, now - self.last_rollout_at)
+        self.last_rollout_at = now
+        newest = max(arrived, key=lambda rollout: rollout.finished_at or 0.0)
+        if newest.weight_versions:
+            self.newest_version = newest.weight_versions[-1].version
+
+    def _run_task(self) -> bool:
+        try:
+            task = self._tasks.get_nowait()
+        except queue.Empty:
+            return False
+        task()
+        return True
+
+    def _arrivals(self) -> list[Rollout]:
+        arrived = self.inbox.poll(GROUP_ROLLOUTS)
+        for tail in self.tails:
+            for item in tail.poll():
+                if isinstance(item, InputError):
+                    self.refuse(item)
+                else:
+                    arrived.append(item)
+        return arrived
+
+    def _assume(self, rollout: Rollout) -> Rollout:
+        """Fill what the trainer assumes where the rollout does not say it itself; never from the engine's side."""
+        if rollout.sampling.temperature is not None:
+            return rollout
+        trainer = self.config.trainer
+        return replace(rollout, run=self.config.run.name, sampling=trainer.sampling.sampling(),
+                       expected_logprobs_mode=trainer.expected_logprobs_mode)
+
+    def _known_version(self, rollout: Rollout, now: float) -> bool:
+        """False while the rollout waits for its weights to appear on disk, at most VERSION_PATIENCE_SECONDS."""
+        if self.views is None or self.views.can_score(rollout):
+            return True
+        if now - (rollout.finished_at or now) > VERSION_PATIENCE_SECONDS or len(self._waiting) >= self.inbox.capacity:
+            return True
+        self._waiting.append((now + 1.0, rollout))
+        return False
+
+    def _due(self, now: float) -> list[Rollout]:
+        due = []
+        while self._waiting and self._waiting[0][0] <= now:
+            due.append(self._waiting.popleft()[1])
+        return due
+
+    def _file(self, group: list[Rollout], now: float) -> None:
+        draws = [self.sampler.draw(rollout, now=now) for rollout in group]
+        kept = [draw.rollout for draw in draws if draw.rollout is not None]
+        self.busy_since, started = now, time.perf_counter()
+        scores = self._score(kept)
+        self.busy_seconds += time.perf_counter() - started
+        self.busy_since = None
+        scored: dict[int, list[tuple[Rollout, Score]]] = defaultdict(list)
+        with self.builder_lock:
+            for rollout, draw in zip(group, draws, strict=True):
+                t = self.builder.window_of(rollout.finished_at or now, now=now)
+                score = scores.get(rollout.request_id) if draw.rollout is not None else None
+                if self._file_one(t, draw.rollout or rollout, score, sampled=draw.rollout is not None):
+                    scored[t].append((draw.rollout, score))
+        for t, pairs in scored.items():
+            self.file_rollouts(t, pairs)
+
+    def _score(self, kept: list[Rollout]) -> dict[str, Score]:
+        if self.views is not None:
+            try:
+                return {score.request_id: score for score in self.views.score(kept)}
+            except KlaxonError as error:
+                self.counts["scorer_errors"] += 1
+                log.warning("these %d rollouts were not scored: %s", len(kept), error)
+                return {}
+        scores = [score for rollout in kept if (score := trainer_score(rollout)) is not None]
+        return {score.request_id: score for score in scores}
+
+    def _file_one(self, t: int, rollout: Rollout, score: Score | None, *, sampled: bool) -> bool:
+        """True when the rollout was compared with the trainer."""
+        self.trainer_logprobs_seen |= rollout.trainer_logprobs_T is not None
+        counts = Counter(seen=1, tokens_seen=rollout.n_tokens, sampled=int(sampled))
+        slices = ()
+        if score is not None:
+            scored_tokens = int(score.scored_mask_T.sum()) if score.scored_mask_T is not None else rollout.n_tokens
+            counts.update(tokens_scored=scored_tokens, tokens_unscored=rollout.n_tokens - scored_tokens,
+                          scored=int(scored_tokens > 0), unscored=int(scored_tokens == 0))
+            if scored_tokens:
+                signals_config = self.config.signals
+                slices = slice_stats(rollout, score, eps_low=signals_config.eps_low, eps_high=signals_config.eps_high)
+                self.recent.append(Scored(t=t, rollout=rollout, score=score))
+                self.last_scored_at = self.clock()
+        elif sampled:
+            counts.update(unscored=1, tokens_unscored=rollout.n_tokens)
+        self.counts.update(counts)
+        self.builder.add(t, slices=slices, counts=counts,
+                         gains=rollout_gains(rollout, score, self.config.detectors))
+        return bool(slices)
+

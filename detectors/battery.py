@@ -55,7 +55,8 @@ def features(batch: BatchStats, *, min_tokens: int) -> tuple[float, float, int] 
     if not batch.slices:
         return None
     whole = signals.total(batch.slices)
-    abs_d, sure = whole.sums["abs_d"], -max(whole.sums["engine_logprob"], whole.sums["trainer_logprob"])
+    engine, trainer = whole.sums["engine_logprob"], whole.sums["engine_logprob"] + whole.sums["d"]
+    abs_d, sure = whole.sums["abs_d"], -max(engine, trainer)
     if whole.n_tokens < min_tokens or not (abs_d > 0 and sure > 0):
         return None
     return math.log(abs_d / whole.n_tokens), math.log(sure / whole.n_tokens), whole.n_tokens

@@ -1,0 +1,81 @@
+"""Configuration of [shadow], [weights], [signals] and [contract]."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+BodyDtype = Literal["bfloat16", "float16", "float32", "float64"]
+HeadDtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+class ShadowConfig(BaseModel):
+    """[shadow]: the second scorer. body_dtype and head_dtype declare the TRAINER's precision, not the engine's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enabled: bool = Field(True, description="score rollouts with the trainer's weights (tier 2); needs `pip install klaxon-rl[scorer]`")
+    body_dtype: BodyDtype = Field("bfloat16", description="precision of the trainer's forward up to the head (float64: reference only, slow)")
+    head_dtype: HeadDtype = Field("float32", description="precision of the trainer's head: logits and log-softmax (float64: reference only, slow)")
+    kv_on_update: Literal["reset", "keep"] = Field("reset", description="what the engine does with running requests' KV at a weight update: reset (recompute) or keep (continue new weights on old KV, on purpose)")
+    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, …")
+    versions_held: int = Field(3, ge=1, description="weight versions kept in memory; others are loaded again from disk when needed")
+    chunk_tokens: int = Field(128, ge=1, description="tokens whose logits exist at once: memory of the head is about 3 × chunk_tokens × vocabulary × 4 bytes")
+    forward_tokens: int = Field(4096, ge=16, description="tokens (padding included) of one forward pass; longer rollouts are fed in pieces")
+    max_rollout_tokens: int = Field(32768, ge=2, description="a longer rollout (prompt + completion) is refused and counted")
+    threads: int = Field(1, ge=1, description="CPU threads of the scorer, so that a trainer on the same machine is not slowed")
+    bf16_on_cpu: Literal["auto", "native", "rounded"] = Field("auto", description="bfloat16 matmuls on a CPU: native kernels, or float32 kernels with the same roundings (docs/numerics.md); auto = rounded where the CPU has no bfloat16 unit")
+    temperatures: list[float] = Field([0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3], description="grid of the `temperature:…` views")
+
+    @field_validator("temperatures")
+    @classmethod
+    def _above_zero(cls, values: list[float]) -> list[float]:
+        if any(value <= 0 for value in values):
+            raise ValueError("a temperature of the grid is not above 0")
+        return values
+
+
+class WeightsConfig(BaseModel):
+    """[weights]: where the trainer publishes its weights."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dir: str = Field("", description="folder whose sub-folders are weight versions, or a glob of them, e.g. runs/r1/weights/step_*; empty = announcements only")
+    marker: str = Field("COMPLETE", description="file the trainer writes last; a folder with it is believed once its safetensors are whole")
+    accept_unmarked: bool = Field(True, description="also believe a folder without the marker once its safetensors are whole and unchanged for settle_seconds")
+    settle_seconds: float = Field(5.0, ge=0, description="how long an unmarked folder must stay unchanged, seconds")
+    version_regex: str = Field("(.+)", description="how a folder's name gives the version label the engine reports: group 1, e.g. step_(.+)")
+    poll_seconds: float = Field(2.0, gt=0, description="how often the folders are looked at, seconds")
+
+    @field_validator("version_regex")
+    @classmethod
+    def _one_group(cls, value: str) -> str:
+        try:
+            groups = re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        if groups < 1:
+            raise ValueError("needs one group in parentheses: the version label, e.g. step_(.+)")
+        return value
+
+
+class SignalsConfig(BaseModel):
+    """[signals]: the trainer's clip range, for the clip rate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    eps_low: float = Field(0.2, gt=0, lt=1, description="policy ratios below 1 − eps_low count as clipped")
+    eps_high: float = Field(0.2, gt=0, description="policy ratios above 1 + eps_high count as clipped")
+
+
+class ContractConfig(BaseModel):
+    """[contract]: a mismatch this run accepts on purpose; Klaxon pages on leaving it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    engine_dtype: str = Field("", description="dtype the engine is meant to run in, e.g. bfloat16 or fp8; empty = not declared")
+    floor_nats: float | None = Field(None, gt=0, description="accepted mean |d| at the same weight version, nats")
+    correction: Literal["none", "tis", "mask"] = Field("none", description="what the trainer does about the mismatch: none, tis (truncated importance weights), mask (drop tokens outside the cap)")
+    cap: float | None = Field(None, gt=1, description="cap of that correction on the policy ratio, e.g. 2.0")

@@ -1,0 +1,180 @@
+"""`klaxon check`: is the config right, does every part answer, what will Klaxon see and what not?"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from collector.errors import KlaxonError
+from klaxon.client import get_json
+from klaxon.config import Config, load_config
+from klaxon.live import TIER_BLIND
+from klaxon.probe import EngineProbe
+
+MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]", "off": "[dim]–[/]"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One part: how it is and, unless it is fine, what to do."""
+
+    part: str
+    state: Literal["ok", "warn", "bad", "off"]
+    text: str
+
+
+def check(config: Annotated[str, typer.Option("--config", "-c", help="The run's config file.")] = "config.toml",
+          json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False) -> None:
+    """Validate config.toml, probe every part, and say the tier, the coverage and the blind spots. Exit code 2 when something configured cannot work."""
+    loaded = load_config(config)
+    findings = [Finding(part="config", state="ok", text=f"{config} is valid"), *examine(loaded)]
+    tier, coverage = _tier(loaded, findings)
+    blind = [*TIER_BLIND[tier], *(f"{item.part}: {item.text}" for item in findings if item.state == "warn")]
+    if json_:
+        typer.echo(json.dumps({"tier": tier, "coverage": coverage, "blind_spots": blind,
+                               "parts": [asdict(item) for item in findings]}))
+    else:
+        _show(findings, tier, coverage, blind)
+    raise typer.Exit(2 if any(item.state == "bad" for item in findings) else 0)
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Every part in the order data flow through it."""
+    status = _daemon_status(config)
+    yield from (_folder(config), _daemon(config, status), _engine(config), _tap(config, status),
+                _trainer(config), _weights(config), _shadow(config))
+    yield from _receivers(config)
+
+
+def _daemon_status(config: Config) -> dict[str, Any] | None:
+    try:
+        return get_json(f"http://{config.daemon.host}:{config.daemon.port}", "/v1/status")
+    except KlaxonError:
+        return None
+
+
+def _folder(config: Config) -> Finding:
+    folder = Path(config.run.dir)
+    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    if not os.access(existing, os.W_OK):
+        return Finding(part="state", state="bad", text=f"{folder} cannot be written; set run.dir")
+    return Finding(part="state", state="ok", text=f"{folder} is writable")
+
+
+def _daemon(config: Config, status: dict[str, Any] | None) -> Finding:
+    where = f"http://{config.daemon.host}:{config.daemon.port}"
+    if status is None:
+        return Finding(part="daemon", state="off", text=f"not running at {where}; start it with `klaxon run`")
+    if status["run"] != config.run.name:
+        return Finding(part="daemon", state="bad", text=f"{where} watches another run ({status['run']}); set daemon.port")
+    return Finding(part="daemon", state="ok", text=f"running at {where}, verdict {status['verdict']}")
+
+
+def _engine(config: Config) -> Finding:
+    if not config.engine.url:
+        return Finding(part="engine", state="warn", text="engine.url is empty: the engine's health and settings are known from the tap alone")
+    probe = EngineProbe(config.engine.url, lambda *_: None)
+    if not probe.probe(time.time()):
+        return Finding(part="engine", state="bad", text=f"{config.engine.url} does not answer /health; is it up, is the port right?")
+    mode = probe.facts.get("logprobs_mode")
+    if mode is None:
+        return Finding(part="engine", state="ok", text=f"vLLM {probe.facts.get('version')} answers; its settings are hidden (no dev mode)")
+    if mode != config.trainer.expected_logprobs_mode:
+        return Finding(part="engine", state="bad", text=f"logprobs_mode is {mode}, but the trainer takes them for "
+                       f"{config.trainer.expected_logprobs_mode}: start the engine with --logprobs-mode {config.trainer.expected_logprobs_mode}")
+    return Finding(part="engine", state="ok", text=f"vLLM {probe.facts.get('version')} answers, logprobs_mode {mode}")
+
+
+def _tap(config: Config, status: dict[str, Any] | None) -> Finding:
+    if config.sources.files:
+        missing = [path for path in config.sources.files if not Path(path).exists()]
+        if missing:
+            return Finding(part="rollouts", state="warn", text=f"{missing[0]} is not there yet")
+        return Finding(part="rollouts", state="ok", text=f"{len(config.sources.files)} files to tail")
+    if not config.sources.tap:
+        return Finding(part="rollouts", state="bad", text="no source: sources.tap is false and sources.files is empty")
+    alive = [tap for tap in (status or {}).get("taps", []) if tap["alive"]]
+    if alive:
+        return Finding(part="rollouts", state="ok", text=f"tap heard: {', '.join(tap['source'] + ' ' + tap['engine'] for tap in alive)}")
+    how = "pip install klaxon-tap beside vLLM and set KLAXON_URL"
+    return Finding(part="rollouts", state="warn", text=f"no tap is heard{'' if status else ' (no daemon to hear it)'}; {how}")
+
+
+def _trainer(config: Config) -> Finding:
+    if config.trainer.sampling.temperature is None:
+        return Finding(part="trainer", state="warn", text="trainer.sampling.temperature is not declared: rollouts that do not say it "
+                       "themselves cannot be scored")
+    return Finding(part="trainer", state="ok", text=f"assumes T = {config.trainer.sampling.temperature:g}, {config.trainer.expected_logprobs_mode}")
+
+
+def _weights(config: Config) -> Finding:
+    if not config.weights.dir:
+        return Finding(part="weights", state="off", text="weights.dir is empty: no shadow (tiers 0 and 1)")
+    if not Path(config.weights.dir).is_dir():
+        return Finding(part="weights", state="warn", text=f"{config.weights.dir} is not there yet")
+    from collector.weights.follower import WeightFollower
+
+    follower = WeightFollower(config.weights)
+    found = follower.poll(time.time())
+    if not found:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(follower.pending.items())[:2]) or "the folder is empty"
+        return Finding(part="weights", state="warn", text=f"no complete version in {config.weights.dir} ({reasons})")
+    return Finding(part="weights", state="ok", text=f"{len(found)} complete versions, newest {found[-1].version}")
+
+
+def _shadow(config: Config) -> Finding:
+    if not config.weights.dir or not config.shadow.enabled:
+        return Finding(part="shadow", state="off", text="off: no second opinion on the trainer, no explanations")
+    missing = [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        return Finding(part="shadow", state="bad", text=f"{', '.join(missing)} not installed: pip install klaxon-rl[scorer]")
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return Finding(part="shadow", state="ok", text=f"{config.shadow.body_dtype} body, {config.shadow.head_dtype} head, on {device}")
+
+
+def _receivers(config: Config) -> Iterator[Finding]:
+    for receiver in config.alerts.all_receivers():
+        part = f"alerts: {receiver.name}"
+        try:
+            if receiver.type != "console":
+                receiver.address()
+                receiver.secret()
+        except KlaxonError as error:
+            yield Finding(part=part, state="bad", text=str(error))
+            continue
+        yield Finding(part=part, state="ok", text="configured (nothing was sent)")
+
+
+def _tier(config: Config, findings: list[Finding]) -> tuple[int, float | None]:
+    """The tier this config reaches, and the running daemon's coverage (scored share of tokens), None when not running."""
+    states = {item.part: item.state for item in findings}
+    status = _daemon_status(config)
+    coverage = status["scorer"]["coverage"] if status else None
+    if states.get("weights") in ("ok", "warn") and states.get("shadow") == "ok":
+        return 2, coverage
+    return (status["tier"] if status else 0), coverage
+
+
+def _show(findings: list[Finding], tier: int, coverage: float | None, blind: list[str]) -> None:
+    console = Console()
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for item in findings:
+        table.add_row(MARKS[item.state], item.part, item.text)
+    console.print(table)
+    seen = "" if coverage is None else f", {coverage:.0%} of tokens scored so far"
+    console.print(f"\nTier {tier}{seen}.", style="bold", highlight=False)
+    console.print("Klaxon cannot see:" if blind else "No known blind spot at this tier.", highlight=False)
+    for spot in blind:
+        console.print(f"  · {spot}", style="yellow", markup=False, highlight=False)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from klaxon.shadow_views import ShadowViews
 
 log = logging.getLogger("klaxon")
-HEARTBEAT_SECONDS, WEIGHTS_SECONDS, METRICS_SECONDS = 5.0, 2.0, 2.0
+HEARTBEAT_SECONDS, METRICS_SECONDS = 5.0, 2.0
 RETENTION_SECONDS = 3600.0
 
 
@@ -81,7 +81,8 @@ class Daemon:
         self.watch = Watch(bank=self.bank, config=config.detectors, builder=builder, builder_lock=lock,
                            store=self.store, alerts=self.alerts, observe=self.live.observation,
                            diagnose=self.diagnostician.start, quick=self.diagnostician.quick,
-                           take_counts=self._take_counts, recovery_batches=config.daemon.recovery_batches,
+                           take_counts=self._take_counts, after_batch=self.diagnostician.after_batch, recovery_batches=config.daemon.recovery_batches,
+                           batch_seconds=config.daemon.batch_seconds,
                            clock=time.time)
         self.api: FastAPI = build_api(self.store, self.live)
         self.token = read_token(config)
@@ -139,7 +140,7 @@ class Daemon:
         if self.config.engine.url:
             chores.append(("probe", lambda: self.probe.probe(time.time()), self.config.engine.probe_seconds))
         if self.shadow is not None:
-            chores.append(("weights", self.trainer.poll_weights, WEIGHTS_SECONDS))
+            chores.append(("weights", self.trainer.poll_weights, self.config.weights.poll_seconds))
         return chores
 
 

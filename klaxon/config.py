@@ -122,7 +122,7 @@ def render_defaults() -> str:
 
 def _section(name: str, model: type[BaseModel]) -> list[str]:
     heading = (model.__doc__ or "").strip().splitlines()[0].removeprefix(f"[{name}]: ")
-    lines, nested = [f"# {heading}", f"[{name}]"], []
+    lines, nested = [f"# {heading[0].upper()}{heading[1:]}", f"[{name}]"], []
     for key, field in model.model_fields.items():
         inner = _model_of(field.annotation)
         if inner is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from collector.errors import KlaxonError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from klaxon.worker import Scored, Worker
 
 log = logging.getLogger("klaxon.diagnosis")
+ATTEMPTS = 8  # competitions an incident gets while the verdict is not confident
+FRESH_ROLLOUTS = 12  # new scored rollouts before the next one
 
 
 class Diagnostician:
@@ -29,7 +32,9 @@ class Diagnostician:
                  say: Say) -> None:
         self.config, self.worker, self.shadow, self.taps = config, worker, shadow, taps
         self.alerts, self.say = alerts, say
-        self.latest: Diagnosis | None = None
+        self._drift: Drift | None = None  # the alarm whose cause is still sought
+        self._attempts = 0
+        self._judged_at = 0  # rollouts scored when the last competition began
 
     def quick(self, drifts: Sequence[Drift]) -> Diagnosis | None:
         """The leading explanation at the moment of the alarm, marked not confident."""
@@ -39,42 +44,51 @@ class Diagnostician:
     def start(self, drift: Drift) -> None:
         """Queue the competition for `drift`; without a shadow the quick diagnosis stays."""
         if self.shadow is None:
-            self.latest = self.quick([drift])
             return
-        self.latest = None
-        self.worker.submit(lambda: self._attempt(drift, attempt=1))
+        self._drift, self._attempts = drift, 0
+        self._submit()
 
-    def _attempt(self, drift: Drift, *, attempt: int) -> None:
+    def after_batch(self) -> None:
+        """Try again once enough new rollouts were scored."""
+        fresh = self.worker.counts["scored"] - self._judged_at
+        if self._drift is not None and 0 < self._attempts < ATTEMPTS and fresh >= FRESH_ROLLOUTS:
+            self._submit()
+
+    def _submit(self) -> None:
+        self._judged_at = self.worker.counts["scored"]
+        self._attempts += 1
+        self.worker.submit(self._compete)
+
+    def _compete(self) -> None:
         from diagnosis.compete import diagnose
 
-        settings = self.config.diagnosis
-        recent = list(self.worker.recent)
-        suspects = [item for item in recent if item.t >= drift.change_t[0]][-settings.max_rollouts:]
+        drift = self._drift
+        if drift is None or self.shadow is None:
+            return
+        settings, recent = self.config.diagnosis, list(self.worker.recent)
+        suspects = [item.rollout for item in recent if item.t >= drift.change_t[1]][-settings.max_rollouts:]
         started = time.monotonic()
         try:
-            verdict = diagnose([item.rollout for item in suspects], self.shadow.scorer,
-                               versions=self.shadow.shelf.versions(), config=settings,
+            verdict = diagnose(suspects, self.shadow.scorer, versions=self.shadow.shelf.versions(), config=settings,
                                engine_config=self.taps.engine_config())
         except KlaxonError as error:
             self.say("diagnosis_failed", f"diagnosis did not finish: {error}", {})
             return
         verdict = with_impact(verdict, recent, drift)
-        self.latest = verdict
-        self._publish(drift, verdict, time.monotonic() - started)
-
-    def _publish(self, drift: Drift, verdict: Diagnosis, seconds: float) -> None:
-        now = time.time()
         sure = "confident" if verdict.confident else "not sure"
-        self.say("diagnosis", f"{verdict.verdict} ({sure}) from {verdict.tokens} tokens in {seconds:.1f} s",
+        self.say("diagnosis", f"{verdict.verdict} ({sure}) from {verdict.tokens} tokens in {time.monotonic() - started:.1f} s",
                  {"verdict": verdict.verdict, "confident": verdict.confident})
+        self._attach(verdict)
+        if verdict.confident:
+            self._drift = None
+
+    def _attach(self, verdict: Diagnosis) -> None:
         for incident in self.alerts.open_incidents():
-            if incident["fingerprint"].endswith("mismatch") and drift.kind == "statistical":
-                self.alerts.attach_diagnosis(incident["id"], verdict, now=now)
+            if incident["fingerprint"].endswith("mismatch"):
+                self.alerts.attach_diagnosis(incident["id"], verdict, now=time.time())
 
 
 def with_impact(verdict: Diagnosis, recent: Sequence[Scored], drift: Drift) -> Diagnosis:
     """The verdict with last clean version, tainted rollouts and share of tokens since the change."""
-    from dataclasses import replace
-
     return replace(verdict, impact=impact([(item.t, item.rollout, item.score) for item in recent],
                                           change_t=drift.change_t))

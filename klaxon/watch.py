@@ -30,13 +30,14 @@ class Watch(threading.Thread):
     def __init__(self, *, bank: Bank, config: DetectorsConfig, builder: BatchBuilder, builder_lock: threading.Lock,
                  store: Store, alerts: Alerts, observe: Callable[[float], Observation],
                  diagnose: Callable[[Drift], None], quick: Callable[[Sequence[Drift]], Diagnosis | None],
-                 take_counts: Callable[[], dict[str, int]], recovery_batches: int,
-                 clock: Callable[[], float]) -> None:
+                 take_counts: Callable[[], dict[str, int]], after_batch: Callable[[], None],
+                 batch_seconds: float, recovery_batches: int, clock: Callable[[], float]) -> None:
         super().__init__(name="klaxon-watch", daemon=True)
         self.bank, self.config, self.store, self.alerts = bank, config, store, alerts
         self.builder, self.builder_lock = builder, builder_lock
         self.observe, self.diagnose, self.quick, self.clock = observe, diagnose, quick, clock
-        self.take_counts = take_counts
+        self.take_counts, self.after_batch = take_counts, after_batch
+        self.batch_seconds = batch_seconds
         self.recovery_batches = recovery_batches
         self.counts: Counter[str] = Counter()
         self.last_batch: BatchStats | None = None
@@ -73,7 +74,7 @@ class Watch(threading.Thread):
         batch = replace(batch, facts=facts(batch, self.observe(now), self.config))
         evidence, drifts = self.bank.update(batch)
         self.store.append_batch(batch, evidence, ln_m=self.bank.ln_m, ln_a=self.bank.ln_a)
-        self.after_batch(batch)
+        self.after_batch()
         self.last_batch = batch
         self._remember_level(batch)
         for drift in drifts:

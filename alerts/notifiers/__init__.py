@@ -1,0 +1,39 @@
+"""Notifiers: each sends one message once, and says "later" or "never" when it cannot. Retrying lives in the outbox."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from alerts.config import ReceiverConfig
+from alerts.message import Message
+from alerts.notifiers.console import ConsoleNotifier
+from alerts.notifiers.slack import SlackWebhookNotifier
+from alerts.notifiers.webhook import WebhookNotifier
+
+
+class Notifier(Protocol):
+    """One receiver's way of being told."""
+
+    def send(self, message: Message, *, now: float) -> None:
+        """Send once.
+
+        Raises:
+            RetryLater: the receiver may take it another time.
+            GiveUp: it never will.
+        """
+
+
+NOTIFIERS = {
+    "console": ConsoleNotifier,
+    "slack_webhook": SlackWebhookNotifier,
+    "webhook": WebhookNotifier,
+}
+
+
+def build(receiver: ReceiverConfig, *, timeout_seconds: float) -> Notifier:
+    """The notifier of a configured receiver.
+
+    Raises:
+        ConfigError: its address or secret is missing or unusable.
+    """
+    return NOTIFIERS[receiver.type](receiver, timeout_seconds=timeout_seconds)

@@ -1,0 +1,228 @@
+"""Incident → Message: what every receiver is told, before anyone decides how it looks. Pure.
+
+Every message names the statistic and its size, the threshold and the false-alarm budget it keeps, since when, where, why,
+the impact where it is known, the next command, and why it was sent. Rollout text, token ids and request ids never enter:
+impact is read by known names and numbers only, and every string passes words.clean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sized
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from alerts import words
+from alerts.incidents import Case
+from collector.records import Cause, Diagnosis, Drift
+from detectors.streams import cause_of
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One labelled paragraph; `code` marks something to type."""
+
+    name: str
+    text: str
+    code: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message, the same for every receiver. JSON-able: it is stored in the outbox as it will be sent."""
+
+    incident_id: str
+    fingerprint: str
+    run: str
+    state: str  # firing, acknowledged or resolved
+    severity: str
+    reason: str  # a NotifyReason
+    at: float  # UTC seconds, when the state was as told here
+    title: str
+    headline: str  # one or two sentences: all of it, if nobody reads on
+    sections: tuple[Section, ...]
+    because: str  # why it was sent, and within which false-alarm budget
+    dashboard_url: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)  # the same in numbers, for machines
+    id: str = ""  # stable over retries; given by the outbox
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """As stored in the outbox."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Message:
+        """The inverse of `to_json`."""
+        found = json.loads(text)
+        return cls(**{**found, "sections": tuple(Section(**section) for section in found["sections"])})
+
+
+def compose(case: Case, *, reason: str, detail: str, budget_text: str, dashboard_url: str, now: float) -> Message:
+    """The message about a case. `reason` is a NotifyReason's value, `detail` says it in words."""
+    incident = case.incident
+    drift, diagnosis = incident.drifts[0], incident.diagnosis
+    parts = (
+        Section(name="What", text=_what(drift, diagnosis)),
+        Section(name="Alarm", text=_alarm(drift)),
+        Section(name="Since", text=_since(case)),
+        Section(name="Where", text="; ".join(dict.fromkeys(words.where(each.slice) for each in incident.drifts[:5]))),
+        Section(name="Why", text=_why(drift, diagnosis)),
+        Section(name="Impact", text=_impact(diagnosis)),
+        Section(name="Fix", text=words.clean(diagnosis.fix) if diagnosis is not None else ""),
+        Section(name="Do next", text=_next(drift, diagnosis), code=True),
+    )
+    still_needed = parts if case.is_open else tuple(part for part in parts if part.name not in ("Fix", "Do next"))
+    return Message(
+        incident_id=incident.id, fingerprint=incident.fingerprint, run=words.clean(incident.run, limit=80), state=incident.state,
+        severity=incident.severity, reason=reason, at=now, title=incident.title, headline=_headline(case, now),
+        sections=tuple(part for part in still_needed if part.text), because=_because(drift, detail, budget_text),
+        dashboard_url=dashboard_url, facts=_facts(case))
+
+
+def effect(drift: Drift, diagnosis: Diagnosis | None) -> tuple[float, str] | None:
+    """Size and unit of the fault: the alarm's own, else what the diagnosis measured against "healthy"."""
+    if drift.effect is not None:
+        return drift.effect, drift.effect_unit
+    if diagnosis is not None:
+        for cause in diagnosis.causes:
+            if cause.cause == "healthy" and cause.residual_nats is not None:
+                return cause.residual_nats, "nats"
+    return None
+
+
+def _headline(case: Case, now: float) -> str:
+    incident = case.incident
+    drift, diagnosis = incident.drifts[0], incident.diagnosis
+    if not case.is_open:
+        lasted = words.duration((incident.resolved_at or now) - incident.opened_at)
+        said = f" The cause was {diagnosis.verdict}." if diagnosis is not None and diagnosis.confident else ""
+        return f"Resolved after {lasted}.{said}"
+    if diagnosis is None and drift.kind == "fact":
+        return words.clean(drift.text) or f"{incident.title}."
+    if diagnosis is None:
+        return f"Diagnosing. Leading explanation so far: {_named(cause_of(drift.stream))}."
+    if diagnosis.verdict == "healthy":
+        return "Diagnosis: the rollouts re-scored so far look healthy; this may be a false alarm, or the fault is over."
+    if not diagnosis.confident:
+        return f"Diagnosing; no single cause stands out yet. Leading explanation: {_named(diagnosis.verdict)}."
+    return f"Cause: {_named(diagnosis.verdict)}."
+
+
+def _what(drift: Drift, diagnosis: Diagnosis | None) -> str:
+    if drift.kind == "fact":
+        return words.clean(drift.text) if diagnosis is not None else ""  # else it is the headline
+    found = effect(drift, diagnosis)
+    if found is None:
+        said = words.STREAMS_IN_WORDS.get(drift.stream.partition(":")[0], "The logprobs of engine and trainer moved apart")
+        return f"{said}; its size in nats is not measured yet."
+    size, unit = found
+    said = f"Mean |log q − log p| is {words.amount(size, unit)} a token" if unit == "nats" else f"Effect {words.amount(size, unit)}"
+    floor = diagnosis.floor_nats if diagnosis is not None and unit == "nats" else None
+    if floor is None:
+        return f"{said}; the healthy floor of this pair is not known yet."
+    times = f", {words.number(size / floor)}× the floor" if floor > 0 else ""
+    return f"{said}; a healthy pair of this precision has {words.amount(floor, 'nats')}{times}."
+
+
+def _alarm(drift: Drift) -> str:
+    if drift.kind == "fact":
+        return f"Hard fact, seen in batch {drift.alarm_t}: it holds or it does not; there is no threshold to cross by chance."
+    return (f"Evidence ln M = {words.number(drift.statistic)} crossed the threshold ln A = {words.number(drift.threshold)} "
+            f"in batch {drift.alarm_t}; leading stream {words.clean(drift.stream, limit=60)}.")
+
+
+def _since(case: Case) -> str:
+    earliest, latest = case.incident.drifts[0].change_t
+    if case.incident.drifts[0].kind == "fact":
+        return f"first seen at {words.clock(case.incident.opened_at)}"
+    batches = f"batch {earliest}" if earliest == latest else f"batches {earliest} to {latest}"
+    return f"{words.interval(*case.since)} ({batches})"
+
+
+def _why(drift: Drift, diagnosis: Diagnosis | None) -> str:
+    if diagnosis is None:
+        return "" if drift.kind == "fact" else f"Not known yet. Leading explanation: {cause_of(drift.stream)}, from the stream that raised the alarm."
+    ranked = sorted(diagnosis.causes, key=lambda cause: cause.cause != diagnosis.verdict)
+    first, others = ranked[:1], [c for c in ranked[1:] if c.residual_nats is not None]
+    said = [f"{diagnosis.verdict} ({'confident' if diagnosis.confident else 'not confident yet'})."]
+    for cause in first:
+        if cause.residual_nats is not None:
+            said.append(f"It leaves {_left(cause)} unexplained" + (f", {_runner_up(others)}" if others else "") + ".")
+        said += [_sentence(line) for line in cause.evidence[:4]]
+    return " ".join(said)
+
+
+def _sentence(text: str) -> str:
+    line = words.clean(text).rstrip(".")
+    return f"{line[:1].upper()}{line[1:]}."
+
+
+def _left(cause: Cause) -> str:
+    return f"{words.number(cause.residual_nats or 0.0)} nats a token on {cause.tokens:,} tokens"
+
+
+def _runner_up(others: list[Cause]) -> str:
+    best = min(others, key=lambda cause: cause.residual_nats or 0.0)
+    return f"the next best explanation ({best.cause}) {words.number(best.residual_nats or 0.0)}"
+
+
+def _impact(diagnosis: Diagnosis | None) -> str:
+    """Known names and numbers only: request ids become a count, anything else is left out."""
+    found = dict(diagnosis.impact) if diagnosis is not None else {}
+    said = []
+    if found.get("last_clean_version") is not None:
+        said.append(f"last clean weight version {words.clean(found['last_clean_version'], limit=40)}")
+    tainted = found.get("tainted_requests")
+    count = len(tainted) if isinstance(tainted, Sized) and not isinstance(tainted, str) else _as_number(tainted)
+    if count is not None:
+        said.append(f"{count:,.0f} tainted rollouts since the change")
+    if (share := _as_number(found.get("token_share"))) is not None:
+        said.append(f"{words.amount(share, 'fraction')} of the tokens since the change are tainted")
+    return _sentence("; ".join(said)) if said else ""
+
+
+def _next(drift: Drift, diagnosis: Diagnosis | None) -> str:
+    if diagnosis is not None and diagnosis.next:
+        return words.clean(diagnosis.next, limit=500)
+    return words.FACT_NEXT.get(drift.stream, words.DEFAULT_NEXT) if drift.kind == "fact" else words.DEFAULT_NEXT
+
+
+def _because(drift: Drift, detail: str, budget_text: str) -> str:
+    budget = words.clean(budget_text, limit=80) or "not stated"
+    if drift.kind == "fact":
+        return f"Sent because {detail}. Hard facts spend nothing of the false-alarm budget ({budget})."
+    return f"Sent because {detail}. False-alarm budget: {budget}; a healthy run crosses this threshold no more often than that."
+
+
+def _facts(case: Case) -> dict[str, Any]:
+    incident = case.incident
+    drift, diagnosis = incident.drifts[0], incident.diagnosis
+    found = effect(drift, diagnosis)
+    return {
+        "kind": drift.kind, "stream": words.clean(drift.stream, limit=80), "statistic": _finite(drift.statistic),
+        "threshold": _finite(drift.threshold), "alarm_t": drift.alarm_t, "change_t": list(drift.change_t), "since": list(case.since),
+        "slice": {words.clean(key, limit=30): words.clean(value, limit=80) for key, value in drift.slice.items()},
+        "effect": _finite(found[0]) if found else None, "effect_unit": found[1] if found else None,
+        "floor_nats": _finite(diagnosis.floor_nats) if diagnosis is not None else None,
+        "cause": diagnosis.verdict if diagnosis is not None else None,
+        "leading_explanation": diagnosis.verdict if diagnosis is not None else cause_of(drift.stream),
+        "confident": diagnosis.confident if diagnosis is not None else False,
+        "opened_at": incident.opened_at, "resolved_at": incident.resolved_at,
+    }
+
+
+def _named(cause: str) -> str:
+    return f"{cause} ({words.CAUSES_IN_WORDS[cause]})" if cause in words.CAUSES_IN_WORDS else words.clean(cause, limit=40)
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no NaN and no infinity."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _as_number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -1,0 +1,129 @@
+"""The outbox: what is to be sent, until it is sent or given up. Safe to kill at any moment.
+
+A message is leased, sent, and only then marked: whoever dies in between leaves a lease that runs out, and the message is
+sent again under the same id. That window, and a receiver that accepts but answers too late, are the only ways to a second
+copy. Per (incident, receiver) messages leave in order, one at a time, and a newer one replaces those still waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from alerts.config import AlertsConfig
+from alerts.db import Database
+from alerts.message import Message
+from alerts.notifiers import Notifier
+from collector.errors import GiveUp, RetryLater
+
+log = logging.getLogger(__name__)
+LEASE_SECONDS = 60.0  # longer than the slowest send: connect, and an answer, at 20 s each at most
+
+
+class Outbox:
+    """Delivers due messages. Several threads and processes may share one file."""
+
+    def __init__(self, database: Database, notifiers: Mapping[str, Notifier], config: AlertsConfig, *, jitter: random.Random) -> None:
+        self._database, self._notifiers, self._config, self._jitter = database, notifiers, config, jitter
+        self.counts: Counter[str] = Counter()  # "sent", "retries", "dead", "notifier_errors"
+
+    def deliver_due(self, now: float, *, receiver: str | None = None) -> int:
+        """Send what is due to one receiver or to all, each message at most once; returns how many were accepted.
+
+        Raises:
+            Unavailable: the file cannot be read or written.
+        """
+        names = [receiver] if receiver is not None else list(self._notifiers)
+        return sum(self._deliver(name, now) for name in names)
+
+    def _deliver(self, receiver: str, now: float) -> int:
+        accepted, tried = 0, set()
+        while (row := self._claim(receiver, now, skip=tried)) is not None:
+            tried.add(row["id"])
+            accepted += self._attempt(row, receiver, now)
+        return accepted
+
+    def _attempt(self, row: sqlite3.Row, receiver: str, now: float) -> bool:
+        try:
+            self._notifiers[receiver].send(Message.from_json(row["message"]), now=now)
+        except GiveUp as error:
+            self._bury(row, receiver, str(error))
+            return False
+        except RetryLater as error:
+            self._postpone(row, receiver, now, str(error), error.after_seconds)
+            return False
+        except Exception as error:  # a fault of ours must neither lose the message nor stop the others
+            self.counts["notifier_errors"] += 1
+            log.error("receiver %s: sending %s failed unexpectedly (%s)", receiver, row["id"], type(error).__name__)
+            self._postpone(row, receiver, now, f"failed unexpectedly ({type(error).__name__})", None)
+            return False
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE outbox SET state = 'sent', sent_at = ?, leased_until = NULL, error = NULL WHERE id = ?", (now, row["id"]))
+        self.counts["sent"] += 1
+        return True
+
+    def _claim(self, receiver: str, now: float, *, skip: set[str]) -> sqlite3.Row | None:
+        """Lease the oldest due message that has no unfinished predecessor."""
+        with self._database.transaction() as connection:
+            wait = connection.execute("SELECT not_before FROM receivers WHERE name = ?", (receiver,)).fetchone()
+            if wait is not None and wait["not_before"] > now:
+                return None
+            free = "(o.state = 'pending' OR (o.state = 'leased' AND o.leased_until <= :now))"
+            connection.execute(
+                f"UPDATE outbox AS o SET state = 'superseded' WHERE receiver = :receiver AND {free} AND EXISTS (SELECT 1 FROM outbox n"
+                " WHERE n.incident_id = o.incident_id AND n.receiver = o.receiver AND n.seq > o.seq AND n.state = 'pending')",
+                {"receiver": receiver, "now": now})
+            rows = connection.execute(
+                f"SELECT o.* FROM outbox o WHERE o.receiver = :receiver AND {free} AND o.due_at <= :now AND NOT EXISTS (SELECT 1 FROM outbox p"
+                " WHERE p.incident_id = o.incident_id AND p.receiver = o.receiver AND p.seq < o.seq AND p.state IN ('pending', 'leased'))"
+                " ORDER BY o.seq LIMIT :limit", {"receiver": receiver, "now": now, "limit": len(skip) + 1}).fetchall()
+            row = next((row for row in rows if row["id"] not in skip), None)
+            if row is not None:
+                connection.execute("UPDATE outbox SET state = 'leased', leased_until = ?, attempts = attempts + 1 WHERE id = ?",
+                                   (now + LEASE_SECONDS, row["id"]))
+            return row
+
+    def _postpone(self, row: sqlite3.Row, receiver: str, now: float, error: str, after_seconds: float | None) -> None:
+        if now - row["created_at"] >= self._config.give_up_after_seconds:
+            self._bury(row, receiver, f"not delivered for {self._config.give_up_after_seconds:.0f} s; last: {error}")
+            return
+        ceiling = min(self._config.backoff_max_seconds, self._config.backoff_seconds * 2.0 ** min(row["attempts"], 60))
+        due_at = now + (after_seconds if after_seconds is not None else self._jitter.uniform(0.0, ceiling))
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE outbox SET state = 'pending', leased_until = NULL, due_at = ?, error = ? WHERE id = ?",
+                               (due_at, error, row["id"]))
+            connection.execute("UPDATE outbox SET due_at = max(due_at, ?), attempts = max(attempts, ?) WHERE state = 'pending' AND seq > ?"
+                               " AND incident_id = ? AND receiver = ?",
+                               (due_at, row["attempts"] + 1, row["seq"], row["incident_id"], receiver))
+            if after_seconds is not None:  # the receiver asked everybody to wait, not just this message
+                connection.execute("INSERT INTO receivers VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET not_before = excluded.not_before",
+                                   (receiver, due_at))
+        self.counts["retries"] += 1
+        log.warning("receiver %s: %s; %s is tried again in %.1f s", receiver, error, row["id"], due_at - now)
+
+    def _bury(self, row: sqlite3.Row, receiver: str, error: str) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE outbox SET state = 'dead', leased_until = NULL, error = ? WHERE id = ?", (error, row["id"]))
+        self.counts["dead"] += 1
+        log.error("receiver %s: %s; %s becomes a dead letter", receiver, error, row["id"])
+
+    def delivered(self, receiver: str | None = None) -> int:
+        """How many messages were accepted, ever."""
+        return int(self._database.rows("SELECT count(*) AS n FROM outbox WHERE state = 'sent' AND (? IS NULL OR receiver = ?)",
+                                       receiver, receiver)[0]["n"])
+
+    def undelivered(self) -> list[dict[str, Any]]:
+        """Messages that wait (state "pending" or "leased") and dead letters (state "dead"), oldest first."""
+        rows = self._database.rows("SELECT id, incident_id, receiver, reason, state, created_at, due_at, attempts, error FROM outbox"
+                                   " WHERE state IN ('pending', 'leased', 'dead') ORDER BY seq")
+        return [dict(row) for row in rows]
+
+    def due(self, now: float) -> int:
+        """How many messages could leave now or are on their way."""
+        return int(self._database.rows(
+            "SELECT count(*) AS n FROM outbox o LEFT JOIN receivers r ON r.name = o.receiver WHERE o.state = 'leased'"
+            " OR (o.state = 'pending' AND o.due_at <= ? AND coalesce(r.not_before, 0) <= ?)", now, now)[0]["n"])

@@ -1,0 +1,165 @@
+"""Rows ↔ records, and the statements that read and write them. Every function works inside a caller's transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from alerts.incidents import Case
+from alerts.notice import Mute, Notice, NotifyReason, Told
+from collector.records import Cause, Diagnosis, Drift, Incident
+
+
+def insert_case(connection: sqlite3.Connection, case: Case) -> None:
+    """A new incident and its first transition."""
+    incident = case.incident
+    connection.execute(
+        "INSERT INTO incidents VALUES (:id, :fingerprint, :run, :state, :severity, :opened_at, :updated_at, :resolved_at, :title,"
+        " :since_lo, :since_hi, :drifts, :diagnosis)", _values(case))
+    note_transition(connection, case, before=None, why=f"alarm in batch {incident.drifts[0].alarm_t}")
+
+
+def update_case(connection: sqlite3.Connection, case: Case) -> None:
+    """The incident as it is now."""
+    connection.execute(
+        "UPDATE incidents SET state=:state, severity=:severity, updated_at=:updated_at, resolved_at=:resolved_at, title=:title,"
+        " since_lo=:since_lo, since_hi=:since_hi, drifts=:drifts, diagnosis=:diagnosis WHERE id=:id", _values(case))
+
+
+def note_transition(connection: sqlite3.Connection, case: Case, *, before: str | None, why: str) -> None:
+    """One line of the incident's history."""
+    incident = case.incident
+    connection.execute("INSERT INTO transitions (incident_id, at, from_state, to_state, why) VALUES (?, ?, ?, ?, ?)",
+                       (incident.id, incident.updated_at, before, incident.state, why))
+
+
+def cases(rows: Iterable[sqlite3.Row]) -> tuple[Case, ...]:
+    """Rows of `incidents` as cases."""
+    return tuple(_case(row) for row in rows)
+
+
+def told(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[tuple[str, str], Told]:
+    """(incident id, receiver) → what the receiver was last told."""
+    found = connection.execute(
+        "SELECT incident_id, receiver, told FROM deliveries WHERE id IN (SELECT max(id) FROM deliveries WHERE told IS NOT NULL"
+        " AND incident_id IN (SELECT value FROM json_each(?)) GROUP BY incident_id, receiver)", (json.dumps(list(ids)),)).fetchall()
+    return {(row["incident_id"], row["receiver"]): Told(**json.loads(row["told"])) for row in found}
+
+
+def unsent(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[tuple[str, str], NotifyReason]:
+    """(incident id, receiver) → the reason of the message still waiting to leave."""
+    found = connection.execute(
+        "SELECT incident_id, receiver, reason FROM outbox WHERE state = 'pending'"
+        " AND incident_id IN (SELECT value FROM json_each(?)) ORDER BY seq", (json.dumps(list(ids)),)).fetchall()
+    return {(row["incident_id"], row["receiver"]): NotifyReason(row["reason"]) for row in found}
+
+
+def mutes(connection: sqlite3.Connection, now: float) -> tuple[Mute, ...]:
+    """The rows of the mutes table that have not ended."""
+    found = connection.execute("SELECT fingerprint, starts_at, ends_at, author, reason FROM mutes WHERE ends_at > ?", (now,)).fetchall()
+    return tuple(Mute(**dict(row)) for row in found)
+
+
+def journal(connection: sqlite3.Connection, notices: Iterable[Notice], now: float) -> int:
+    """Store every decision, and put what is to be sent into the outbox. Returns how many messages that were."""
+    enqueued = 0
+    for notice in notices:
+        outbox_id = _enqueue(connection, notice, now) if notice.message is not None else None
+        enqueued += outbox_id is not None
+        if outbox_id is not None or not _same_as_last(connection, notice, now):
+            connection.execute(
+                "INSERT INTO deliveries (incident_id, receiver, reason, detail, outbox_id, at, last_at, told) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (notice.case.incident.id, notice.receiver, str(notice.reason), notice.detail, outbox_id, now, now,
+                 json.dumps(asdict(notice.told)) if notice.told is not None else None))
+    return enqueued
+
+
+def _same_as_last(connection: sqlite3.Connection, notice: Notice, now: float) -> bool:
+    """A decision not to send that repeats the one before is counted, not stored again."""
+    last = connection.execute("SELECT id, reason, detail FROM deliveries WHERE incident_id = ? AND receiver = ? ORDER BY id DESC LIMIT 1",
+                              (notice.case.incident.id, notice.receiver)).fetchone()
+    if last is None or (last["reason"], last["detail"]) != (str(notice.reason), notice.detail):
+        return False
+    connection.execute("UPDATE deliveries SET times = times + 1, last_at = ? WHERE id = ?", (now, last["id"]))
+    return True
+
+
+def _enqueue(connection: sqlite3.Connection, notice: Notice, now: float) -> str:
+    """Newest state wins: an older message of the pair that has not left is superseded; its back-off is inherited."""
+    pair = (notice.case.incident.id, notice.receiver)
+    nth = connection.execute("SELECT count(*) FROM outbox WHERE incident_id = ? AND receiver = ?", pair).fetchone()[0]
+    waiting = connection.execute("SELECT attempts, due_at FROM outbox WHERE incident_id = ? AND receiver = ? AND state = 'pending'"
+                                 " ORDER BY seq DESC LIMIT 1", pair).fetchone()
+    connection.execute("UPDATE outbox SET state = 'superseded' WHERE incident_id = ? AND receiver = ? AND state = 'pending'", pair)
+    id_ = "msg_" + hashlib.blake2b("\n".join((*pair, str(nth))).encode(), digest_size=10).hexdigest()
+    message = replace(notice.message, id=id_) if notice.message is not None else None
+    connection.execute(
+        "INSERT INTO outbox (id, incident_id, receiver, reason, message, state, created_at, due_at, attempts)"
+        " VALUES (?, ?, ?, ?, ?, 'pending', ?, ?, ?)",
+        (id_, *pair, str(notice.reason), message.to_json() if message is not None else "", now,
+         max(now, waiting["due_at"]) if waiting else now, waiting["attempts"] if waiting else 0))
+    return id_
+
+
+def plain(value: Any) -> Any:
+    """A record's fields as JSON-able values: mappings to dicts, sequences to lists, NaN and infinities to None."""
+    if isinstance(value, (np.integer, np.floating, np.bool_)):
+        value = value.item()
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if value is None or isinstance(value, (str, int, bool)):
+        return value
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if hasattr(value, "items"):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(each) for each in value]
+    return str(value)
+
+
+def drift_to_json(drift: Drift) -> dict[str, Any]:
+    """A drift as a dict fit for JSON."""
+    return {name: plain(getattr(drift, name)) for name in Drift.__dataclass_fields__}
+
+
+def diagnosis_to_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """A diagnosis as a dict fit for JSON."""
+    found = {name: plain(getattr(diagnosis, name)) for name in Diagnosis.__dataclass_fields__ if name != "causes"}
+    causes = [{name: plain(getattr(cause, name)) for name in Cause.__dataclass_fields__} for cause in diagnosis.causes]
+    return {**found, "causes": causes}
+
+
+def _values(case: Case) -> dict[str, Any]:
+    incident = case.incident
+    return {
+        "id": incident.id, "fingerprint": incident.fingerprint, "run": incident.run, "state": incident.state, "severity": incident.severity,
+        "opened_at": incident.opened_at, "updated_at": incident.updated_at, "resolved_at": incident.resolved_at, "title": incident.title,
+        "since_lo": case.since[0], "since_hi": case.since[1], "drifts": json.dumps([drift_to_json(drift) for drift in incident.drifts]),
+        "diagnosis": json.dumps(diagnosis_to_json(incident.diagnosis)) if incident.diagnosis is not None else None,
+    }
+
+
+def _case(row: sqlite3.Row) -> Case:
+    diagnosis = json.loads(row["diagnosis"]) if row["diagnosis"] is not None else None
+    return Case(since=(row["since_lo"], row["since_hi"]), incident=Incident(
+        id=row["id"], fingerprint=row["fingerprint"], run=row["run"], state=row["state"], severity=row["severity"],
+        opened_at=row["opened_at"], updated_at=row["updated_at"], resolved_at=row["resolved_at"], title=row["title"],
+        drifts=tuple(_drift(drift) for drift in json.loads(row["drifts"])),
+        diagnosis=_diagnosis(diagnosis) if diagnosis is not None else None))
+
+
+def _drift(found: dict[str, Any]) -> Drift:
+    numbers = {name: float("nan") if found[name] is None else found[name] for name in ("statistic", "threshold")}
+    return Drift(**{**found, **numbers, "change_t": tuple(found["change_t"])})
+
+
+def _diagnosis(found: dict[str, Any]) -> Diagnosis:
+    causes = tuple(Cause(**{**cause, "evidence": tuple(cause["evidence"])}) for cause in found["causes"])
+    return Diagnosis(**{**found, "causes": causes})

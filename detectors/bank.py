@@ -13,7 +13,8 @@ Missing.     A stream without a gain in a batch does not tick (SR stays); an emp
 Latch.       One statistical alarm, until `resolve`, which also starts all evidence from zero. A hard fact pages once per
              name and slice and may page again after `forget_after_batches` batches without it.
 Replay.      The same BatchStats in the same order give the same evidence and drifts, bit for bit; so does a bank restored
-             from `to_state` in between.
+             from `to_state` in between. A batch number that is not above the last one is ignored and counted, so that a
+             restart may hand over again what it is not sure was taken.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Bank:
     def __init__(self, config: DetectorsConfig, *, batch_seconds: float) -> None:
         """Raises ConfigError when the budget cannot be read or is too generous for `batch_seconds`."""
         self.ln_a = budget.ln_a(config.false_alarms, batch_seconds=batch_seconds)
-        self.ignored: dict[str, int] = {}  # "unknown_stream", "nonfinite_gain" → how many gains were left out
+        self.ignored: dict[str, int] = {}  # reason → how many gains or batches were left out
         self._config = config
         self._weights = Weights(config)
         self._battery = Battery(config.battery)
@@ -55,6 +56,7 @@ class Bank:
         self._index: dict[str, int] = {}
         self._log_weights: list[float] = []
         self._sr = ShiryaevRoberts()
+        self._last_t: int | None = None
         self._alarm_t: int | None = None
         self._resolved_t: int | None = None
         self._facts = FactLatch(config.facts.forget_after_batches)
@@ -89,6 +91,10 @@ class Bank:
 
     def update(self, batch: BatchStats) -> tuple[tuple[Evidence, ...], tuple[Drift, ...]]:
         """Take one batch: the evidence of every stream that ticked, and the drifts that page now (mostly none)."""
+        if self._last_t is not None and batch.t <= self._last_t:
+            self._ignore("repeated_batch")
+            return (), ()
+        self._last_t = batch.t
         drifts = list(self.note_facts(batch.facts, t=batch.t))
         self._facts.end_batch()
         battery_gains = self._battery.update(batch)
@@ -165,7 +171,7 @@ class Bank:
         return {
             "schema": STATE_SCHEMA, "names": list(self._names), "log_weights": list(self._log_weights),
             "weights": self._weights.to_state(), "sr": self._sr.to_state(), "battery": self._battery.to_state(),
-            "alarm_t": self._alarm_t, "resolved_t": self._resolved_t, "facts": self._facts.to_state(),
+            "last_t": self._last_t, "alarm_t": self._alarm_t, "resolved_t": self._resolved_t, "facts": self._facts.to_state(),
             "ignored": dict(self.ignored),
         }
 
@@ -180,7 +186,7 @@ class Bank:
         bank._weights.restore(state["weights"])
         bank._sr = ShiryaevRoberts.from_state(state["sr"])
         bank._battery.restore(state["battery"])
-        bank._alarm_t, bank._resolved_t = state["alarm_t"], state["resolved_t"]
+        bank._last_t, bank._alarm_t, bank._resolved_t = state["last_t"], state["alarm_t"], state["resolved_t"]
         bank._facts.restore(state["facts"])
         bank.ignored = dict(state["ignored"])
         return bank

@@ -60,7 +60,7 @@ class FactsConfig(BaseModel):
     weights_still_versions: int = Field(
         20, ge=1, description="an engine still on a version after the trainer published this many newer ones"
     )
-    same_digest_versions: int = Field(3, ge=2, description="this many successive version labels with the same weights")
+    same_digest_versions: int = Field(5, ge=2, description="this many successive version labels with the same weights")
     nonfinite_tokens: int = Field(1, ge=1, description="non-finite logprobs in one batch that page")
     zero_tokens: int = Field(1, ge=1, description="zero logprobs in one batch, where the trainer expects less than -0.05 nats, that page")
     forget_after_batches: int = Field(3, ge=1, description="a fact absent for this many batches may page again")

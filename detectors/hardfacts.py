@@ -76,16 +76,16 @@ def facts(batch: BatchStats | None, observation: Observation | None, config: Fac
 
 def _of_batch(batch: BatchStats, config: FactsConfig) -> Iterator[Fact]:
     sums = signals.total(batch.slices).sums if batch.slices else {}
-    counts = {name: max(int(batch.counts.get(name, 0)), int(sums.get(name, 0))) for name in ("nonfinite", "zeros")}
-    broken = batch.counts.get("length_mismatch", 0)
+    names = ("nonfinite", "zeros", "length_mismatch")
+    counts = {name: max(int(batch.counts.get(name, 0)), int(sums.get(name, 0))) for name in names}
     if counts["nonfinite"] >= config.nonfinite_tokens:
         text = f"{counts['nonfinite']} sampled tokens of this batch have a NaN, infinite or missing logprob."
         yield Fact(name="nonfinite_logprobs", text=text, at=batch.closed_at)
     if counts["zeros"] >= config.zero_tokens:
         text = f"{counts['zeros']} tokens of this batch have logprob exactly 0 where the trainer expects less than -0.05 nats."
         yield Fact(name="zero_logprobs", text=text, at=batch.closed_at)
-    if broken:
-        text = f"{broken} rollouts of this batch have a different number of logprobs than tokens."
+    if counts["length_mismatch"]:
+        text = f"{counts['length_mismatch']} rollouts of this batch have a different number of logprobs than tokens."
         yield Fact(name="length_mismatch", text=text, at=batch.closed_at)
 
 

@@ -69,11 +69,20 @@ def test_resolving_starts_the_evidence_from_zero_and_a_lasting_fault_pages_again
     bank = fresh()
     for t in range(10):
         bank.update(batch(t, {"self_bet:+0.3": 3.0}))
-    bank.resolve(now_t=9)
+    bank.resolve(now_t=11)
     assert not bank.firing and bank.ln_m == -math.inf
-    assert bank.update(batch(9, {"self_bet:+0.3": 3.0})) == ((), ())
-    pages = [drift for t in range(10, 20) for drift in bank.update(batch(t, {"self_bet:+0.3": 3.0}))[1]]
-    assert len(pages) == 1 and pages[0].change_t[0] >= 10
+    for t in (10, 11):
+        assert bank.update(batch(t, {"self_bet:+0.3": 3.0})) == ((), ())
+    pages = [drift for t in range(12, 22) for drift in bank.update(batch(t, {"self_bet:+0.3": 3.0}))[1]]
+    assert len(pages) == 1 and pages[0].change_t[0] >= 12
+
+
+def test_a_batch_handed_over_twice_counts_once() -> None:
+    bank = fresh()
+    bank.update(batch(4, {"self_bet:+0.3": 1.0}))
+    before = bank.ln_m
+    assert bank.update(batch(4, {"self_bet:+0.3": 1.0}, facts=(GONE,))) == ((), ())
+    assert (bank.ln_m, bank.ignored) == (before, {"repeated_batch": 1})
 
 
 def test_unknown_streams_and_broken_gains_are_counted_and_leave_the_rest_alone() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from collector import signals
-from collector.records import BatchStats, SliceStats
+from collector.records import BatchStats, Rollout, Score, SliceStats
 from detectors import evaluate
 from detectors.bank import Bank
 from detectors.battery import CLIP, Battery, features, log_normalisers
@@ -107,6 +107,18 @@ def test_a_fault_that_inflates_one_sides_surprise_does_not_explain_itself() -> N
     _, engine_off, _ = features(batch(0, 0.5, 1.0, mean_d=0.5), min_tokens=50) or (0, 0, 0)
     _, trainer_off, _ = features(batch(0, 0.5, 0.5, mean_d=-0.5), min_tokens=50) or (0, 0, 0)
     assert healthy == pytest.approx(engine_off) == pytest.approx(trainer_off)
+
+
+def test_its_features_come_from_the_signals_of_scored_rollouts() -> None:
+    engine, trainer = np.array([-0.2, -1.0, -0.3], np.float32), np.array([-0.1, -1.3, np.nan], np.float32)
+    rollout = Rollout(
+        request_id="r", prompt_tokens_P=np.array([1], np.int32), completion_tokens_T=np.array([1, 2, 3], np.int32),
+        engine_logprobs_T=engine, sampled_mask_T=np.ones(3, bool),
+    )
+    slices = signals.slice_stats(rollout, Score(request_id="r", views={"expected": trainer}))
+    scored = BatchStats(t=0, opened_at=0, closed_at=1, slices=slices, counts={"seen": 1})
+    assert features(scored, min_tokens=2) == pytest.approx((np.log(0.2), np.log(0.6), 2))
+    assert features(scored, min_tokens=3) is None
 
 
 def test_state_survives_json_bit_for_bit() -> None:

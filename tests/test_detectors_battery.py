@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from collector import signals
 from collector.records import BatchStats, Rollout, Score, SliceStats
@@ -129,3 +130,12 @@ def test_state_survives_json_bit_for_bit() -> None:
     two.restore(json.loads(json.dumps(one.to_state(), allow_nan=False)))
     assert [one.update(item) for item in batches[120:]] == [two.update(item) for item in batches[120:]]
     assert one.to_state() == two.to_state()
+
+
+def test_the_tail_of_the_heavy_tailed_model_is_the_textbook_one() -> None:
+    scale = 1.25 / np.sqrt(2)
+    u = np.linspace(-CLIP, CLIP, 4001)
+    for shift, found in zip((0.5, 2.0), log_normalisers((0.5, 2.0)), strict=True):
+        inside = np.trapezoid(np.exp(shift * u) * stats.t.pdf(u / scale, 4) / scale, u)
+        outside = stats.t.sf(CLIP / scale, 4) * 2 * np.cosh(shift * CLIP)
+        assert found == pytest.approx(np.log(inside + outside), abs=1e-9)

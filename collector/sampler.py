@@ -57,7 +57,7 @@ class TwoCoinSampler:
         hint = _coin(self.config.seed, "hint", rollout.request_id) < p_hint
         if not (base or hint):
             return Draw(rollout=None, base=False, hinted=hinted)
-        inclusion = 1.0 - (1.0 - p_base) * (1.0 - p_hint)
+        inclusion = p_base + (1.0 - p_base) * p_hint
         return Draw(rollout=replace(rollout, inclusion_probability=inclusion, base_coin=base), base=base, hinted=hinted)
 
     def _roll_minute(self, now: float) -> None:

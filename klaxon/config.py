@@ -76,6 +76,8 @@ def parse_config(data: dict[str, Any], *, where: str) -> Config:
     except ValidationError as error:
         lines = [f"{where}: {_explain(item)}" for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _explain(item: Any) -> str:

@@ -1,0 +1,72 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from collector.records import Rollout, WeightSpan
+from collector.sampler import TwoCoinSampler, base_probabilities, suspicious
+from collector.sources.config import SamplerConfig
+
+
+def rollout(name, *, tokens=10, replica="a", logprob=-0.5, prompt=20):
+    return Rollout(request_id=name, engine=replica, prompt_tokens_P=np.zeros(prompt, np.int32),
+                   completion_tokens_T=np.arange(tokens, dtype=np.int32), sampled_mask_T=np.ones(tokens, bool),
+                   engine_logprobs_T=np.full(tokens, logprob, np.float32),
+                   weight_versions=(WeightSpan(start=0, end=tokens, version="1"),))
+
+
+@pytest.mark.statistical
+def test_the_base_coin_keeps_what_the_budget_allows_and_says_with_which_probability():
+    sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=6000, hint_probability=0))
+    for i in range(1000):  # 30,000 tokens in the first minute
+        sampler.draw(rollout(f"first-{i}"), now=0.0)
+    draws = [sampler.draw(rollout(f"second-{i}"), now=61.0) for i in range(2000)]
+    kept = [draw.rollout for draw in draws if draw.rollout is not None]
+    assert {r.inclusion_probability for r in kept} == {0.2}
+    assert stats.binomtest(len(kept), 2000, 0.2).pvalue > 1e-4
+
+
+def test_a_small_stratum_is_kept_whole_while_a_large_one_is_thinned():
+    found, unseen = base_probabilities({("a", "1", 0): 100_000, ("b", "1", 0): 500}, SamplerConfig(tokens_per_minute=10_000))
+    assert found["b", "1", 0] == 1.0
+    assert found["a", "1", 0] == pytest.approx(0.095)
+    assert unseen == pytest.approx(0.095)
+
+
+def test_the_base_coin_never_falls_below_its_floor():
+    found, _ = base_probabilities({("a", None, 0): 10**9}, SamplerConfig(tokens_per_minute=1, min_probability=0.02))
+    assert found["a", None, 0] == 0.02
+
+
+def test_the_same_request_gets_the_same_coin_on_every_replay():
+    def keep():
+        sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=300, hint_probability=0))
+        return [sampler.draw(rollout(f"r{i}"), now=i / 2).rollout is not None for i in range(400)]
+    assert keep() == keep()
+
+
+def test_the_base_coin_does_not_look_at_the_tokens_or_their_logprobs():
+    """Its probability must be fixed before the rollout is seen, or the self-bets lose their null."""
+    sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=300, hint_probability=0))
+    for i in range(100):
+        sampler.draw(rollout(f"warm-{i}"), now=0.0)
+    plain = sampler.draw(rollout("same"), now=61.0)
+    odd = sampler.draw(replace(rollout("same", logprob=-15.0, tokens=17)), now=61.0)
+    assert plain.base == odd.base
+
+
+def test_a_rollout_only_the_hint_coin_keeps_is_marked_so():
+    sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=1, min_probability=1e-9, hint_probability=1.0))
+    for i in range(50):
+        sampler.draw(rollout(f"warm-{i}"), now=0.0)
+    draw = sampler.draw(rollout("odd", logprob=-12.0), now=61.0)
+    assert draw.rollout is not None and not draw.rollout.base_coin and draw.hinted
+
+
+def test_hints_are_loops_and_unlikely_or_missing_logprobs():
+    assert not suspicious(rollout("fine"))
+    assert suspicious(rollout("unlikely", logprob=-10.0))
+    assert suspicious(rollout("nan", logprob=np.nan))
+    looping = replace(rollout("loop", tokens=40), completion_tokens_T=np.ones(40, np.int32))
+    assert suspicious(looping)

@@ -1,0 +1,63 @@
+"""What each cause means, how to mend it in the engine's own words, and the one command that confirms it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CauseText:
+    """`fix` is what the operator changes, `next` one command a human can run to confirm."""
+
+    meaning: str
+    fix: str
+    next: str
+
+
+CAUSE_TEXTS = {
+    "healthy": CauseText(
+        meaning="the engine's logprobs mean what the trainer thinks they mean",
+        fix="", next="klaxon status"),
+    "raw_logprobs": CauseText(
+        meaning="the engine reports logprobs before temperature, penalties and truncation; the trainer takes them for those after",
+        fix="Restart the engine with --logprobs-mode processed_logprobs.",
+        next="curl -s 'ENGINE_URL/server_info?config_format=json' | grep -o '\"logprobs_mode\": *\"[a-z_]*\"'"),
+    "temperature": CauseText(
+        meaning="the engine samples at another temperature than the trainer assumes",
+        fix="Send the trainer's temperature with every request and start the engine with --generation-config vllm, "
+            "so that the model's generation_config.json cannot fill it in.",
+        next="grep temperature MODEL_DIR/generation_config.json"),
+    "stale_weights": CauseText(
+        meaning="the engine generates with older weights than its version label says",
+        fix="Send the weights again and check that the update call succeeded before the label moves "
+            "(/pause, /update_weights or reload_weights, /reset_prefix_cache, /update_weight_version, /resume).",
+        next="curl -s ENGINE_URL/weight_info"),
+    "stale_prefix_cache": CauseText(
+        meaning="requests that hit the prefix cache read keys and values computed with older weights",
+        fix="Reset the prefix cache with every weight update (POST /reset_prefix_cache), or start the engine with --no-enable-prefix-caching.",
+        next="curl -X POST ENGINE_URL/reset_prefix_cache"),
+    "engine_numerics": CauseText(
+        meaning="zero-mean noise on every token above what the declared precision explains, with no sampler or weight explanation",
+        fix="Compare one engine with --dtype float32 (or another attention backend, --enforce-eager) on the same prompts; upgrade the engine if that cures it.",
+        next="klaxon diagnose FILE_FROM_THE_FLOAT32_ENGINE --model DIR --body-dtype float32"),
+    "non_finite": CauseText(
+        meaning="the engine reports logprobs that are NaN, infinite or missing for tokens it sampled",
+        fix="Do not train on these requests; serialise weight updates with generation and look at the engine's log for overflow.",
+        next="klaxon look FILE"),
+    "corrupted_requests": CauseText(
+        meaning="a few requests are wrong while the rest are at the floor",
+        fix="Do not train on these requests.", next="klaxon score FILE --model DIR"),
+    "unexplained": CauseText(
+        meaning="the two sides differ and no explanation Klaxon can test predicts the engine's logprobs",
+        fix="Check what Klaxon cannot test: prompts and chat template, adapters, quantisation, and the weights passed as --model.",
+        next="klaxon diagnose FILE --model DIR --previous OLDER_DIR"),
+    "truncation": CauseText(
+        meaning="the engine truncates (top-p, top-k, min-p) otherwise than the trainer assumes",
+        fix="Send the trainer's top_p, top_k and min_p with every request; start the engine with --generation-config vllm.",
+        next="grep -E 'top_[pk]|min_p' MODEL_DIR/generation_config.json"),
+    "penalties": CauseText(
+        meaning="the engine applies penalties the trainer does not know of",
+        fix="Send repetition_penalty=1.0 with every request; start the engine with --generation-config vllm.",
+        next="grep penalty MODEL_DIR/generation_config.json"),
+}
+"""Cause → text, for every cause a verdict of this version can name."""

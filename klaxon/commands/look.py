@@ -1,0 +1,84 @@
+"""`klaxon look`: what a file of rollouts says by itself. No torch, no model, no engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from collector.errors import InputError
+from collector.records import Rollout
+
+
+def look(
+    file: Annotated[str, typer.Argument(help="rollout JSONL, .gz too; - reads standard input")],
+    strict: Annotated[bool, typer.Option("--strict", help="exit 2 when any line is refused")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="one JSON object instead of the report")] = False,
+    false_alarms: Annotated[str, typer.Option(help="how many false alarms you accept")] = "1 per 30 days",
+) -> None:
+    """Look at a file of rollouts: what is wrong, what is fine, what it cannot see.
+
+    Needs no torch, no model and no engine. Exit codes: 0 nothing wrong found, 1 mismatch, 2 nothing usable.
+    """
+    from detectors.config import DetectorsConfig
+    from diagnosis.look import look as examine
+    from klaxon.commands.look_text import print_report, report_json
+    from klaxon.spine_config import DaemonConfig
+
+    config = DetectorsConfig.model_validate({"false_alarms": _readable(false_alarms)})
+    rollouts, refused = read_file(file)
+    if not rollouts:
+        raise _nothing_usable(file, refused)
+    report = examine(rollouts, config=config, batch_seconds=DaemonConfig().batch_seconds)
+    code = 2 if strict and refused else int(report.verdict == "mismatch")
+    if json_:
+        print(json.dumps(report_json(report, file=file, refused=refused, exit_code=code), allow_nan=False))
+    else:
+        print_report(report, file=file, refused=refused, strict=strict)
+    raise typer.Exit(code)
+
+
+def read_file(file: str) -> tuple[list[Rollout], list[InputError]]:
+    """Every rollout of the file and every refused line.
+
+    Raises:
+        InputError: the file cannot be read at all.
+    """
+    from collector.sources.rollout_json import read_rollouts
+
+    rollouts: list[Rollout] = []
+    refused: list[InputError] = []
+    for item in read_rollouts(file):
+        if isinstance(item, InputError):
+            refused.append(item)
+        else:
+            rollouts.append(item)
+    return rollouts, refused
+
+
+def usable(file: str, *, strict: bool) -> tuple[list[Rollout], list[InputError]]:
+    """The file for the commands that score it.
+
+    Raises:
+        InputError: nothing usable remains, or a line was refused and `strict` is set.
+    """
+    rollouts, refused = read_file(file)
+    if not rollouts:
+        raise _nothing_usable(file, refused)
+    if strict and refused:
+        raise InputError(f"{len(refused)} lines refused (--strict), the first: {refused[0]}", where=file)
+    return rollouts, refused
+
+
+def _readable(false_alarms: str) -> str:
+    from detectors.budget import parse_period_seconds
+
+    parse_period_seconds(false_alarms)
+    return false_alarms
+
+
+def _nothing_usable(file: str, refused: list[InputError]) -> InputError:
+    if not refused:
+        return InputError("is empty: no rollout in it", where=file)
+    return InputError(f"nothing usable: all {len(refused)} lines refused, the first: {refused[0]}", where=file)

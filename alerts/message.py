@@ -120,12 +120,14 @@ def _what(drift: Drift, diagnosis: Diagnosis | None) -> str:
         said = words.STREAMS_IN_WORDS.get(drift.stream.partition(":")[0], "The logprobs of engine and trainer moved apart")
         return f"{said}; its size in nats is not measured yet."
     size, unit = found
-    said = f"Mean |log q − log p| is {words.amount(size, unit)} a token" if unit == "nats" else f"Effect {words.amount(size, unit)}"
-    floor = diagnosis.floor_nats if diagnosis is not None and unit == "nats" else None
+    if unit != "nats":
+        return f"Effect {words.amount(size, unit)}."
+    said = f"Mean |log q − log p| is {words.amount(size, unit)} a token"
+    floor = diagnosis.floor_nats if diagnosis is not None else None
     if floor is None:
-        return f"{said}; the healthy floor of this pair is not known yet."
-    times = f", {words.number(size / floor)}× the floor" if floor > 0 else ""
-    return f"{said}; a healthy pair of this precision has {words.amount(floor, 'nats')}{times}."
+        return f"{said}; the floor of a healthy pair is not known yet."
+    times = f"{words.number(size / floor)}× the" if floor > 0 else "against"
+    return f"{said}, {times} {words.amount(floor, 'nats')} of a healthy pair (the floor)."
 
 
 def _alarm(drift: Drift) -> str:
@@ -147,27 +149,19 @@ def _why(drift: Drift, diagnosis: Diagnosis | None) -> str:
     if diagnosis is None:
         return "" if drift.kind == "fact" else f"Not known yet. Leading explanation: {cause_of(drift.stream)}, from the stream that raised the alarm."
     ranked = sorted(diagnosis.causes, key=lambda cause: cause.cause != diagnosis.verdict)
-    first, others = ranked[:1], [c for c in ranked[1:] if c.residual_nats is not None]
-    said = [f"{diagnosis.verdict} ({'confident' if diagnosis.confident else 'not confident yet'})."]
-    for cause in first:
-        if cause.residual_nats is not None:
-            said.append(f"It leaves {_left(cause)} unexplained" + (f", {_runner_up(others)}" if others else "") + ".")
-        said += [_sentence(line) for line in cause.evidence[:4]]
-    return " ".join(said)
+    said = [f"{diagnosis.verdict} ({'confident' if diagnosis.confident else 'not confident yet'})"]
+    if ranked and ranked[0].residual_nats is not None:
+        said.append(_compared(ranked[0], [cause for cause in ranked[1:] if cause.residual_nats is not None]))
+    said += [words.clean(line) for cause in ranked[:1] for line in cause.evidence[:4]]
+    return "\n• ".join(said)
 
 
-def _sentence(text: str) -> str:
-    line = words.clean(text).rstrip(".")
-    return f"{line[:1].upper()}{line[1:]}."
-
-
-def _left(cause: Cause) -> str:
-    return f"{words.number(cause.residual_nats or 0.0)} nats a token on {cause.tokens:,} tokens"
-
-
-def _runner_up(others: list[Cause]) -> str:
-    best = min(others, key=lambda cause: cause.residual_nats or 0.0)
-    return f"the next best explanation ({best.cause}) {words.number(best.residual_nats or 0.0)}"
+def _compared(best: Cause, others: list[Cause]) -> str:
+    left = f"explains all but {words.number(best.residual_nats or 0.0)} nats a token, over {best.tokens:,} tokens"
+    if not others:
+        return left
+    second = min(others, key=lambda cause: cause.residual_nats or 0.0)
+    return f"{left}; the next best, {second.cause}, leaves {words.number(second.residual_nats or 0.0)}"
 
 
 def _impact(diagnosis: Diagnosis | None) -> str:
@@ -182,7 +176,8 @@ def _impact(diagnosis: Diagnosis | None) -> str:
         said.append(f"{count:,.0f} tainted rollouts since the change")
     if (share := _as_number(found.get("token_share"))) is not None:
         said.append(f"{words.amount(share, 'fraction')} of the tokens since the change are tainted")
-    return _sentence("; ".join(said)) if said else ""
+    line = "; ".join(said)
+    return f"{line[:1].upper()}{line[1:]}." if said else ""
 
 
 def _next(drift: Drift, diagnosis: Diagnosis | None) -> str:

@@ -83,12 +83,12 @@ class Outbox:
                 " ORDER BY o.seq LIMIT :limit", {"receiver": receiver, "now": now, "limit": len(skip) + 1}).fetchall()
             row = next((row for row in rows if row["id"] not in skip), None)
             if row is not None:
-                connection.execute("UPDATE outbox SET state = 'leased', leased_until = ?, attempts = attempts + 1 WHERE id = ?",
-                                   (now + LEASE_SECONDS, row["id"]))
+                connection.execute("UPDATE outbox SET state = 'leased', leased_until = ?, attempts = attempts + 1,"
+                                   " first_tried_at = coalesce(first_tried_at, ?) WHERE id = ?", (now + LEASE_SECONDS, now, row["id"]))
             return row
 
     def _postpone(self, row: sqlite3.Row, receiver: str, now: float, error: str, after_seconds: float | None) -> None:
-        if now - row["created_at"] >= self._config.give_up_after_seconds:
+        if now - (row["first_tried_at"] if row["first_tried_at"] is not None else now) >= self._config.give_up_after_seconds:
             self._bury(row, receiver, f"not delivered for {self._config.give_up_after_seconds:.0f} s; last: {error}")
             return
         ceiling = min(self._config.backoff_max_seconds, self._config.backoff_seconds * 2.0 ** min(row["attempts"], 60))

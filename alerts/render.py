@@ -15,13 +15,15 @@ _WIDTH = 110
 
 def as_text(message: Message) -> str:
     """The message for a terminal or a log."""
-    lines = [f"{_titled(message)} · run {message.run}", f"  {message.headline}"]
+    lines = [f"{_titled(message)} · run {message.run}", *textwrap.wrap(message.headline, _WIDTH, initial_indent="  ", subsequent_indent="  ")]
     for section in message.sections:
         label = f"  {section.name:<9}"
         if section.code:
             lines.append(f"{label}$ {section.text}")
         else:
-            lines += textwrap.wrap(section.text, _WIDTH, initial_indent=label, subsequent_indent=" " * 11, break_long_words=False)
+            for line in section.text.splitlines():
+                lines += textwrap.wrap(line, _WIDTH, initial_indent=label, subsequent_indent=" " * 11, break_long_words=False)
+                label = " " * 11
     lines += textwrap.wrap(message.because, _WIDTH, initial_indent="  ", subsequent_indent="  ")
     lines.append("  " + " · ".join(part for part in (message.dashboard_url, message.incident_id) if part))
     return "\n".join(lines)

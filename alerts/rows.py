@@ -91,7 +91,10 @@ def _same_as_last(connection: sqlite3.Connection, notice: Notice, now: float) ->
 
 
 def _enqueue(connection: sqlite3.Connection, notice: Notice, now: float) -> str:
-    """Newest state wins: an older message of the pair that has not left is superseded; its back-off is inherited."""
+    """Newest state wins: an older message of the pair that has not left is superseded; its back-off is inherited.
+
+    A first attempt is due at once whatever `now` says: a replay tells recorded times, the delivery threads the real ones.
+    """
     pair = (notice.case.incident.id, notice.receiver)
     nth = connection.execute("SELECT count(*) FROM outbox WHERE incident_id = ? AND receiver = ?", pair).fetchone()[0]
     waiting = connection.execute("SELECT attempts, due_at FROM outbox WHERE incident_id = ? AND receiver = ? AND state = 'pending'"
@@ -103,7 +106,7 @@ def _enqueue(connection: sqlite3.Connection, notice: Notice, now: float) -> str:
         "INSERT INTO outbox (id, incident_id, receiver, reason, message, state, created_at, due_at, attempts)"
         " VALUES (?, ?, ?, ?, ?, 'pending', ?, ?, ?)",
         (id_, *pair, str(notice.reason), message.to_json() if message is not None else "", now,
-         max(now, waiting["due_at"]) if waiting else now, waiting["attempts"] if waiting else 0))
+         waiting["due_at"] if waiting else 0.0, waiting["attempts"] if waiting else 0))
     return id_
 
 

@@ -80,12 +80,21 @@ def _decision(case: Case, told: Told | None, log: Log, now: float) -> tuple[Noti
         return NotifyReason.RESOLVED, "the incident is over"
     if (worse := _worse(case, told, log)) is not None:
         return NotifyReason.WORSE, worse
-    diagnosis = incident.diagnosis
-    if diagnosis is not None and (diagnosis.verdict, diagnosis.confident) != (told.verdict, told.confident):
-        return NotifyReason.DIAGNOSED, "the cause is now known" if diagnosis.confident else "the leading explanation changed"
+    if (news := _diagnosed(case, told)) is not None:
+        return NotifyReason.DIAGNOSED, news
     if incident.state == "firing" and now - told.at >= log.repeat_interval_seconds:
         return NotifyReason.REPEAT, f"it still fires and nobody has acknowledged it for {words.duration(now - told.at)}"
     return NotifyReason.DUPLICATE, "nothing new since the last message"
+
+
+def _diagnosed(case: Case, told: Told) -> str | None:
+    """The first diagnosis is news, and so is every other verdict it is sure of; leaders that change places are not."""
+    found = case.incident.diagnosis
+    if found is None:
+        return None
+    if found.confident and (found.verdict, True) != (told.verdict, told.confident):
+        return "the cause is now known"
+    return "the first re-scores are in" if told.verdict is None else None
 
 
 def _worse(case: Case, told: Told, log: Log) -> str | None:

@@ -33,7 +33,7 @@ from klaxon.probe import EngineProbe
 from klaxon.shadow import Shadow, open_shadow
 from klaxon.taps import TapBook
 from klaxon.trainer_side import TrainerSide
-from klaxon.watch import Watch
+from klaxon.watch import Hooks, Watch
 from klaxon.worker import Worker
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class Daemon:
         self.store = Store(config.store.path or folder / "klaxon.duckdb", memory_limit=config.store.memory_limit,
                            threads=config.store.threads)
         self.alerts = Alerts(config.alerts, folder / "control.sqlite", run=config.run.name,
-                             budget_text=config.detectors.false_alarms)
+                             budget_text=config.detectors.false_alarms,
+                             batch_seconds=config.daemon.batch_seconds)
         self.taps = TapBook(self.say)
         self.probe = EngineProbe(config.engine.url, self.say)
         self.inbox = TapInbox(config.sources.inbox_rollouts)
@@ -78,12 +79,10 @@ class Daemon:
         self.diagnostician = Diagnostician(config, worker=self.worker, shadow=self.shadow, taps=self.taps,
                                            alerts=self.alerts, say=self.say)
         self.live = Live(self)
-        self.watch = Watch(bank=self.bank, config=config.detectors, builder=builder, builder_lock=lock,
-                           store=self.store, alerts=self.alerts, observe=self.live.observation,
-                           diagnose=self.diagnostician.start, quick=self.diagnostician.quick,
-                           take_counts=self._take_counts, after_batch=self.diagnostician.after_batch, recovery_batches=config.daemon.recovery_batches,
-                           batch_seconds=config.daemon.batch_seconds,
-                           clock=time.time)
+        hooks = Hooks(observe=self.live.observation, quick=self.diagnostician.quick, diagnose=self.diagnostician.start,
+                      after_batch=self.diagnostician.after_batch, take_counts=self._take_counts)
+        self.watch = Watch(config, bank=self.bank, builder=builder, builder_lock=lock, store=self.store,
+                           alerts=self.alerts, hooks=hooks, clock=time.time)
         self.api: FastAPI = build_api(self.store, self.live)
         self.token = read_token(config)
         self.api.include_router(ingest_router(self.ingest, token=self.token))
@@ -99,8 +98,8 @@ class Daemon:
     def _replay(self) -> int:
         """Take up the evidence where the last daemon of this run left it; returns the next batch number."""
         t = -1
-        resolved = {json.loads(data)["t"] for (data,) in
-                    self.store.query("SELECT data FROM events WHERE kind = 'resolved'")}
+        events = [json.loads(data) for (data,) in self.store.query("SELECT data FROM events WHERE kind = 'resolved'")]
+        resolved = {event["t"] for event in events if event["fingerprint"].endswith("/mismatch")}
         for batch in self.store.read_batches():
             self.bank.update(batch)
             t = batch.t

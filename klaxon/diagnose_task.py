@@ -84,8 +84,8 @@ class Diagnostician:
 
     def _attach(self, verdict: Diagnosis) -> None:
         for incident in self.alerts.open_incidents():
-            if incident["fingerprint"].endswith("mismatch"):
-                self.alerts.attach_diagnosis(incident["id"], verdict, now=time.time())
+            if incident.drifts[0].kind == "statistical":
+                self.alerts.attach_diagnosis(incident.id, verdict, now=time.time())
 
 
 def with_impact(verdict: Diagnosis, recent: Sequence[Scored], drift: Drift) -> Diagnosis:

@@ -79,9 +79,9 @@ class Live:
 
     def _verdict(self, now: float) -> tuple[str, str]:
         daemon = self._daemon
-        firing = [i for i in daemon.alerts.open_incidents() if i["state"] != "resolved"]
+        firing = daemon.alerts.open_incidents()
         if firing:
-            return "mismatch", firing[0]["title"]
+            return "mismatch", firing[0].title
         last = daemon.worker.last_rollout_at
         if last is None:
             return "starting", "No rollout has arrived yet: is the tap loaded in the engine, and does it know KLAXON_URL?"

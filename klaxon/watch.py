@@ -9,43 +9,55 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from alerts.service import Alerts
-from collector.records import BatchStats, Diagnosis, Drift
+from collector.records import BatchStats, Diagnosis, Drift, Fact
 from collector.signals import metrics, total
 from collector.store import Store
 from detectors.bank import Bank
-from detectors.config import DetectorsConfig
 from detectors.hardfacts import Observation, facts
 from klaxon.batches import BatchBuilder
+from klaxon.config import Config
 
 log = logging.getLogger("klaxon.watch")
 TICK_SECONDS = 0.5
+CLEAN_LEVELS = 500  # batches the floor is the median of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What the watch asks of, and tells, the rest of the daemon."""
+
+    observe: Callable[[float], Observation]  # what the hard facts judge, at a time
+    quick: Callable[[Sequence[Drift]], Diagnosis | None]  # the leading explanation, at once
+    diagnose: Callable[[Drift], None]  # start the competition
+    after_batch: Callable[[], None]
+    take_counts: Callable[[], dict[str, int]]  # refused and lost since the last batch
 
 
 class Watch(threading.Thread):
-    """Closes due batches and feeds them to the bank; every drift goes to the alerts, the newest also to diagnosis."""
+    """Closes due batches and feeds them to the bank; every drift goes to the alerts, a statistical one to diagnosis."""
 
-    def __init__(self, *, bank: Bank, config: DetectorsConfig, builder: BatchBuilder, builder_lock: threading.Lock,
-                 store: Store, alerts: Alerts, observe: Callable[[float], Observation],
-                 diagnose: Callable[[Drift], None], quick: Callable[[Sequence[Drift]], Diagnosis | None],
-                 take_counts: Callable[[], dict[str, int]], after_batch: Callable[[], None],
-                 batch_seconds: float, recovery_batches: int, clock: Callable[[], float]) -> None:
+    def __init__(self, config: Config, *, bank: Bank, builder: BatchBuilder, builder_lock: threading.Lock, store: Store,
+                 alerts: Alerts, hooks: Hooks, clock: Callable[[], float]) -> None:
         super().__init__(name="klaxon-watch", daemon=True)
-        self.bank, self.config, self.store, self.alerts = bank, config, store, alerts
-        self.builder, self.builder_lock = builder, builder_lock
-        self.observe, self.diagnose, self.quick, self.clock = observe, diagnose, quick, clock
-        self.take_counts, self.after_batch = take_counts, after_batch
-        self.batch_seconds = batch_seconds
-        self.recovery_batches = recovery_batches
+        self.config, self.bank, self.store, self.alerts, self.hooks = config, bank, store, alerts, hooks
+        self.builder, self.builder_lock, self.clock = builder, builder_lock, clock
         self.counts: Counter[str] = Counter()
         self.last_batch: BatchStats | None = None
-        self.statistical: Drift | None = None  # the statistical alarm that is firing
-        self.clean_levels: deque[float] = deque(maxlen=500)  # mean |d| of batches closed while nothing fired, nats
+        self._statistical: Drift | None = None  # the statistical alarm that is firing
+        self._clean_levels: deque[float] = deque(maxlen=CLEAN_LEVELS)
         self._since_alarm: deque[BatchStats] = deque(maxlen=200)
-        self._facts_seen: dict[str, int] = {}  # name of a fact with an open incident → last batch in which it held
+        self._noted: dict[tuple[str, tuple], Fact] = {}  # facts seen since the last batch closed
+        self._facts_seen: dict[str, int] = {}  # fingerprint of a fact's open incident → last batch in which it held
         self._halt = threading.Event()
+
+    @property
+    def floor_nats(self) -> float | None:
+        """Median mean |d| of the batches closed while nothing fired; None before the first."""
+        levels = sorted(self._clean_levels)
+        return levels[len(levels) // 2] if levels else None
 
     def stop(self) -> None:
         """Ask the thread to end after the tick in hand."""
@@ -61,75 +73,88 @@ class Watch(threading.Thread):
                 log.exception("a tick failed inside Klaxon; the next goes on")
 
     def tick(self, now: float) -> None:
-        """Close what is due at `now`."""
+        """Look for hard facts, then close what is due at `now`."""
+        t = self.last_batch.t + 1 if self.last_batch else 0
+        found = facts(None, self.hooks.observe(now), self.config.detectors.facts)
+        self._noted |= {_key(fact): fact for fact in found}
+        self._page(self.bank.note_facts(found, t=t), now)
         with self.builder_lock:
             closed = self.builder.close_due(now)
         for batch in closed:
-            self.take(batch, now)
+            self._take(batch, now)
 
-    def take(self, batch: BatchStats, now: float) -> None:
-        """Weigh one closed batch."""
-        counts = dict(Counter(batch.counts) + Counter(self.take_counts()))
+    def _take(self, batch: BatchStats, now: float) -> None:
+        counts = dict(Counter(batch.counts) + Counter(self.hooks.take_counts()))
         batch = replace(batch, counts=counts)
-        batch = replace(batch, facts=facts(batch, self.observe(now), self.config))
+        own = facts(batch, None, self.config.detectors.facts)
+        batch = replace(batch, facts=(*own, *self._noted.values()))
+        self._noted.clear()
         evidence, drifts = self.bank.update(batch)
         self.store.append_batch(batch, evidence, ln_m=self.bank.ln_m, ln_a=self.bank.ln_a)
-        self.after_batch()
         self.last_batch = batch
         self._remember_level(batch)
-        for drift in drifts:
-            self._alarm(drift, now)
+        self._page(drifts, now, closed_at=batch.closed_at)
         self._release_facts(batch, now)
-        if self.statistical is not None and not batch.missing:
+        if self._statistical is not None and not batch.missing:
             self._since_alarm.append(batch)
-            self._recover(batch, now)
-
-    @property
-    def floor_nats(self) -> float | None:
-        """Median mean |d| of the batches closed while nothing fired; None before the first."""
-        levels = sorted(self.clean_levels)
-        return levels[len(levels) // 2] if levels else None
+            self._recover(self._statistical, batch, now)
+        self.hooks.after_batch()
 
     def _remember_level(self, batch: BatchStats) -> None:
-        if self.statistical is None and not self.bank.firing and batch.slices:
-            self.clean_levels.append(metrics(total(batch.slices))["mean_abs_d"])
+        if self._statistical is None and not self.bank.firing and batch.slices:
+            self._clean_levels.append(metrics(total(batch.slices))["mean_abs_d"])
 
-    def _alarm(self, drift: Drift, now: float) -> None:
-        log.warning("ALARM %s: %s", drift.stream, drift.text)
-        self.store.append_event(at=now, kind="alarm", text=drift.text, data={"stream": drift.stream, "t": drift.alarm_t})
-        self.alerts.observe([drift], now=now, diagnosis=self.quick([drift]))
-        if drift.kind == "statistical":
-            self.statistical = drift
+    def _page(self, drifts: Sequence[Drift], now: float, closed_at: float | None = None) -> None:
+        statistical = [drift for drift in drifts if drift.kind == "statistical"]
+        quick = self.hooks.quick(statistical) if statistical else None
+        if drifts or closed_at is not None:
+            self.alerts.observe(drifts, now=now, diagnosis=quick, closed_at=closed_at)
+        for drift in drifts:
+            log.warning("ALARM %s: %s", drift.stream, drift.text)
+            self.store.append_event(now, "alarm", drift.text, {"stream": drift.stream, "t": drift.alarm_t})
+        for drift in statistical:
+            self._statistical = drift
             self._since_alarm.clear()
-            self.diagnose(drift)
-        else:
-            self._facts_seen[drift.stream] = drift.alarm_t
+            self.hooks.diagnose(drift)
 
     def _release_facts(self, batch: BatchStats, now: float) -> None:
         """A hard fact that has been absent for a while resolves its incident."""
-        for name in {fact.name for fact in batch.facts} & self._facts_seen.keys():
-            self._facts_seen[name] = batch.t
-        for name, last_t in list(self._facts_seen.items()):
-            if batch.t - last_t >= self.config.facts.forget_after_batches:
-                del self._facts_seen[name]
-                self.alerts.resolve(name, now=now, why=f"it has not held for {batch.t - last_t} batches")
+        holding = {(fact.name, *sorted(fact.slice.items())) for fact in batch.facts}
+        for incident in self.alerts.open_incidents():
+            drift = incident.drifts[0]
+            if drift.kind != "fact":
+                continue
+            if (drift.stream, *sorted(drift.slice.items())) in holding:
+                self._facts_seen[incident.fingerprint] = batch.t
+            absent = batch.t - self._facts_seen.setdefault(incident.fingerprint, batch.t)
+            if absent >= self.config.detectors.facts.forget_after_batches:
+                del self._facts_seen[incident.fingerprint]
+                self._resolve(incident.fingerprint, batch, now, f"{drift.stream} has not held for {absent} batches")
 
-    def _recover(self, batch: BatchStats, now: float) -> None:
+    def _recover(self, drift: Drift, batch: BatchStats, now: float) -> None:
         """Resolve when a fresh detector on the last batches sees nothing, over at least twice the alarm's own delay."""
-        drift = self.statistical
-        wanted = max(self.recovery_batches, 2 * (drift.alarm_t - drift.change_t[1] + 1))
+        wanted = max(self.config.daemon.recovery_batches, 2 * (drift.alarm_t - drift.change_t[1] + 1))
         recent = list(self._since_alarm)[-wanted:]
         if len(recent) < wanted:
             return
-        fresh = Bank(self.config, batch_seconds=self.batch_seconds)
+        fresh = Bank(self.config.detectors, batch_seconds=self.config.daemon.batch_seconds)
         for past in recent:
             fresh.update(replace(past, facts=()))
             if fresh.ln_m > fresh.ln_a / 4:
                 return
-        why = f"a fresh detector over the last {wanted} batches sees no mismatch"
-        log.warning("RESOLVED %s: %s", drift.stream, why)
-        self.store.append_event(at=now, kind="resolved", text=why, data={"t": batch.t})
-        self.alerts.resolve("mismatch", now=now, why=why)
+        for incident in self.alerts.open_incidents():
+            if incident.drifts[0].kind == "statistical":
+                why = f"a fresh detector over the last {wanted} batches sees no mismatch"
+                self._resolve(incident.fingerprint, batch, now, why)
         self.bank.resolve(batch.t)
-        self.statistical = None
+        self._statistical = None
         self._since_alarm.clear()
+
+    def _resolve(self, fingerprint: str, batch: BatchStats, now: float, why: str) -> None:
+        log.warning("RESOLVED %s: %s", fingerprint, why)
+        self.store.append_event(now, "resolved", why, {"t": batch.t, "fingerprint": fingerprint})
+        self.alerts.resolve(fingerprint, now=now, why=why)
+
+
+def _key(fact: Fact) -> tuple[str, tuple]:
+    return fact.name, tuple(sorted(fact.slice.items()))

@@ -37,6 +37,9 @@ EXPLANATIONS = {
 }
 """View name up to its first colon → the cause it stands for."""
 
+PLANNED_VARIANTS = {"raw_logprobs": 1, "temperature": 9, "stale_weights": 1, "stale_prefix_cache": 2}
+"""Cause → how many of its variants (temperatures, KV versions) share its part of the budget equally."""
+
 
 def bet(e_T: np.ndarray, h_T: np.ndarray, f_T: np.ndarray, *, dead_band: float, scale: float) -> float | None:
     """g of one rollout, in [−(1 + δ/s), 1]; None when no token can be compared. Arrays are float [T], nats."""

@@ -3,9 +3,10 @@
 A stream's weight is fixed when it is born and never changes; a departed stream's share is dropped, not handed on. Weights
 of all streams ever born add up to at most 1, so their average M is an e-detector whatever depends on whatever:
     self-bets      share / number of tilts
-    explanations   share / causes / fractions · 1/(k(k+1)) for the k-th variant of a cause (Σ_k 1/(k(k+1)) = 1)
+    explanations   share / causes / planned variants of the cause / fractions
     battery        share / number of shifts
-    anything else of a known kind: reserve · 1/(k(k+1)) for the k-th late birth
+    anything else of a known kind, further variants among them: reserve · 1/(k(k+1)) for the k-th late birth (these
+                   parts add up to 1)
 A small weight costs ln(1/w) of delay and nothing else.
 """
 
@@ -47,8 +48,7 @@ class Weights:
     def __init__(self, config: DetectorsConfig) -> None:
         share = config.weights
         self._fractions = {f"{fraction:g}" for fraction in config.bet_fractions}
-        self._causes = set(betting.EXPLANATIONS.values())
-        self._variant_share = share.explanations / len(self._causes) / len(self._fractions)
+        self._cause_share = share.explanations / len(betting.PLANNED_VARIANTS) / len(self._fractions)
         self._fixed = {self_bets.stream(tilt): share.self_bets / len(config.self_bet_tilts) for tilt in config.self_bet_tilts}
         shifts = config.battery.shifts
         self._fixed |= {battery.stream(shift): share.battery / len(shifts) for shift in shifts}
@@ -66,18 +66,18 @@ class Weights:
             cause = name.partition(":")[0]
             if cause not in CAUSES:
                 return None
-            if cause in self._causes and fraction in self._fractions:
-                return self._variant_share * self._variant_part(cause, name)
+            if fraction in self._fractions and self._is_planned(cause, name):
+                return self._cause_share / betting.PLANNED_VARIANTS[cause]
         if kind not in KINDS or not rest:
             return None
         self._late_births += 1
-        return self._reserve * _part(self._late_births)
+        return self._reserve / (self._late_births * (self._late_births + 1))
 
-    def _variant_part(self, cause: str, name: str) -> float:
+    def _is_planned(self, cause: str, name: str) -> bool:
         variants = self._variants.setdefault(cause, [])
-        if name not in variants:
+        if name not in variants and len(variants) < betting.PLANNED_VARIANTS.get(cause, 0):
             variants.append(name)
-        return _part(variants.index(name) + 1)
+        return name in variants
 
     def to_state(self) -> dict[str, Any]:
         """JSON-able."""
@@ -87,7 +87,3 @@ class Weights:
         """Take over the births of `to_state`."""
         self._variants = {cause: list(names) for cause, names in state["variants"].items()}
         self._late_births = int(state["late_births"])
-
-
-def _part(k: int) -> float:
-    return 1.0 / (k * (k + 1))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from collector.records import Incident
 from detectors.hardfacts import EngineSeen, Observation
 
 if TYPE_CHECKING:
     from klaxon.app import Daemon
 
 STALE_SECONDS = 60.0
+BLINDING = ("engine_unreachable", "no_rollouts", "tap_silent", "scorer_behind")  # facts that say Klaxon sees nothing
 TIER_BLIND = {
     0: ["anything self-consistent: a hidden temperature or top-p, stale weights, head precision",
         "the trainer's view: no trainer logprobs arrive and no weights are configured"],
@@ -80,8 +82,9 @@ class Live:
     def _verdict(self, now: float) -> tuple[str, str]:
         daemon = self._daemon
         firing = daemon.alerts.open_incidents()
-        if firing:
-            return "mismatch", firing[0].title
+        for verdict, matches in (("mismatch", _is_mismatch), ("blind", lambda incident: not _is_mismatch(incident))):
+            if found := [incident for incident in firing if matches(incident)]:
+                return verdict, found[0].title
         last = daemon.worker.last_rollout_at
         if last is None:
             return "starting", "No rollout has arrived yet: is the tap loaded in the engine, and does it know KLAXON_URL?"
@@ -131,6 +134,11 @@ class Live:
         if daemon.bank.learning and self.tier > 0:
             spots.append("slow drift: the battery is still learning what normal looks like")
         return spots
+
+
+def _is_mismatch(incident: Incident) -> bool:
+    drift = incident.drifts[0]
+    return drift.kind == "statistical" or drift.stream not in BLINDING
 
 
 def _finite(value: float) -> float | None:

@@ -1,0 +1,45 @@
+import numpy as np
+
+from collector.records import Rollout, Score
+from collector.signals import slice_stats, total
+from klaxon.batches import BatchBuilder
+
+
+def builder(**change):
+    return BatchBuilder(**{"started_at": 1000.0, "batch_seconds": 10.0, "watermark_seconds": 5.0, **change})
+
+
+def test_a_batch_closes_after_its_watermark_and_an_empty_window_is_a_missing_batch():
+    b = builder()
+    t = b.window_of(1003.0, now=1003.0)
+    b.add(t, counts={"seen": 1}, gains={"self_bet:+0.3": 0.5})
+    assert b.close_due(1014.9) == []
+    first, second = b.close_due(1026.0)
+    assert (first.t, first.missing, first.gains["self_bet:+0.3"]) == (0, False, 0.5)
+    assert (second.t, second.missing) == (1, True)
+    assert (first.opened_at, first.closed_at, second.closed_at) == (1000.0, 1010.0, 1020.0)
+
+
+def test_gains_of_one_batch_add_up_and_slices_merge():
+    b = builder()
+    tokens = np.arange(4, dtype=np.int32)
+    rollout = Rollout(request_id="r", prompt_tokens_P=tokens, completion_tokens_T=tokens, sampled_mask_T=np.ones(4, bool),
+                      engine_logprobs_T=np.full(4, -1.0, np.float32))
+    score = Score(request_id="r", views={"expected": np.full(4, -1.1, np.float32)})
+    for _ in range(3):
+        b.add(0, slices=slice_stats(rollout, score), gains={"s": 0.25}, counts={"seen": 1})
+    batch = b.close_due(1015.0)[0]
+    assert batch.gains == {"s": 0.75} and len(batch.slices) == 1 and total(batch.slices).n_tokens == 12
+
+
+def test_a_late_rollout_counts_in_the_oldest_open_batch_and_says_so():
+    b = builder()
+    b.close_due(1015.0)
+    t = b.window_of(1002.0, now=1016.0)
+    b.add(t, counts={"seen": 1})
+    assert t == 1
+    assert b.close_due(1025.0)[0].counts == {"late": 1, "seen": 1}
+
+
+def test_a_clock_that_runs_ahead_does_not_open_a_batch_in_the_future():
+    assert builder().window_of(9999.0, now=1012.0) == 1

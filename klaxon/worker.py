@@ -14,8 +14,10 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from collector.errors import InputError, KlaxonError
-from collector.records import Rollout, Score
+from collector.records import Rollout, Score, SliceStats
 from collector.sampler import TwoCoinSampler
 from collector.signals import slice_stats, trainer_score
 from collector.sources.file_tail import RolloutTail
@@ -159,7 +161,7 @@ class Worker(threading.Thread):
             for rollout, draw in zip(group, draws, strict=True):
                 t = self.builder.window_of(rollout.finished_at or now, now=now)
                 score = scores.get(rollout.request_id) if draw.rollout is not None else None
-                if self._file_one(t, draw.rollout or rollout, score, sampled=draw.rollout is not None):
+                if self._file_one(t, rollout, draw.rollout, score):
                     scored[t].append((draw.rollout, score))
         for t, pairs in scored.items():
             self.file_rollouts(t, pairs)
@@ -175,24 +177,29 @@ class Worker(threading.Thread):
         scores = [score for rollout in kept if (score := trainer_score(rollout)) is not None]
         return {score.request_id: score for score in scores}
 
-    def _file_one(self, t: int, rollout: Rollout, score: Score | None, *, sampled: bool) -> bool:
-        """True when the rollout was compared with the trainer."""
-        self.trainer_logprobs_seen |= rollout.trainer_logprobs_T is not None
-        counts = Counter(seen=1, tokens_seen=rollout.n_tokens, sampled=int(sampled))
-        slices = ()
-        if score is not None:
-            scored_tokens = int(score.scored_mask_T.sum()) if score.scored_mask_T is not None else rollout.n_tokens
-            counts.update(tokens_scored=scored_tokens, tokens_unscored=rollout.n_tokens - scored_tokens,
-                          scored=int(scored_tokens > 0), unscored=int(scored_tokens == 0))
-            if scored_tokens:
-                signals_config = self.config.signals
-                slices = slice_stats(rollout, score, eps_low=signals_config.eps_low, eps_high=signals_config.eps_high)
-                self.recent.append(Scored(t=t, rollout=rollout, score=score))
-                self.last_scored_at = self.clock()
-        elif sampled:
-            counts.update(unscored=1, tokens_unscored=rollout.n_tokens)
+    def _file_one(self, t: int, arrived: Rollout, kept: Rollout | None, score: Score | None) -> bool:
+        """File one rollout; True when it was compared with the trainer."""
+        self.trainer_logprobs_seen |= arrived.trainer_logprobs_T is not None
+        nonfinite = int((~np.isfinite(arrived.engine_logprobs_T) & arrived.sampled_mask_T).sum())
+        counts = Counter(seen=1, tokens_seen=arrived.n_tokens, sampled=int(kept is not None), nonfinite=nonfinite)
+        slices: tuple[SliceStats, ...] = ()
+        if kept is not None:
+            slices = self._compare(kept, score)
+            tokens_scored = sum(item.n_tokens for item in slices)
+            counts.update(tokens_scored=tokens_scored, tokens_unscored=kept.n_tokens - tokens_scored,
+                          scored=int(tokens_scored > 0), unscored=int(tokens_scored == 0))
+        compared = counts["scored"] > 0
+        if compared:
+            self.recent.append(Scored(t=t, rollout=kept, score=score))
+            self.last_scored_at = self.clock()
+        # self-bets need no scoring, so every rollout bets; the rest is for the base coin's rollouts alone
+        betting = kept if kept is not None and kept.base_coin else arrived
+        gains = rollout_gains(betting, score if betting is kept else None, self.config.detectors)
         self.counts.update(counts)
-        self.builder.add(t, slices=slices, counts=counts,
-                         gains=rollout_gains(rollout, score, self.config.detectors))
-        return bool(slices)
+        self.builder.add(t, slices=slices, counts=counts, gains=gains)
+        return compared
 
+    def _compare(self, kept: Rollout, score: Score | None) -> tuple[SliceStats, ...]:
+        if score is None:
+            return ()
+        return slice_stats(kept, score, eps_low=self.config.signals.eps_low, eps_high=self.config.signals.eps_high)

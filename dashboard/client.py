@@ -1,0 +1,104 @@
+"""The dashboard's only source: the daemon's read API, over HTTP, JSON for state and Arrow for series."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pandas as pd
+import pyarrow as pa
+
+DEFAULT_API = "http://127.0.0.1:8765"
+TIMEOUT_SECONDS = 5.0
+
+TRAINER_METRICS = {
+    "clip": ("clip_rate", "actor/pg_clipfrac", "clip_ratio/region_mean", "clip_ratio", "rl/clamp_log_ratio_new_old_indicator",
+             "clip_fraction", "clipfrac"),
+    "reward": ("reward", "critic/rewards/mean", "rl/reward", "reward_mean", "train/reward"),
+    "entropy": ("entropy", "actor/entropy", "rl/entropy", "policy/entropy"),
+    "kl": ("kl", "actor/ppo_kl", "rl/kl_new_old", "approx_kl"),
+}
+"""What trainers call the same thing; the first name found is shown."""
+
+
+class Disconnected(Exception):
+    """The daemon does not answer, or not with what was asked; the text is fit for the page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything one refresh of the page shows."""
+
+    status: dict[str, Any]
+    incidents: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    weights: list[dict[str, Any]]
+    series: pd.DataFrame
+    evidence: pd.DataFrame  # newest row of each stream
+    metrics: dict[str, pd.DataFrame] = field(default_factory=dict)  # "clip", "reward", … → rows of one metric
+    start: float = 0.0  # UTC seconds of the window's left edge
+    end: float = 0.0
+
+
+def api_url() -> str:
+    """Where the daemon is asked, without a trailing slash."""
+    return os.environ.get("KLAXON_API", DEFAULT_API).rstrip("/")
+
+
+def snapshot(client: httpx.Client, *, window_seconds: float | None, max_points: int = 240) -> Snapshot:
+    """Ask for everything the page shows, the last `window_seconds` of it (None = all).
+
+    Raises:
+        Disconnected: with what is wrong, in words.
+    """
+    status = _json(client, "/v1/status")
+    now = float(status.get("now") or 0.0)
+    start = None if window_seconds is None else now - window_seconds
+    span = {} if start is None else {"start": start}
+    series = _table(client, "/v1/series", max_points=max_points, **span)
+    first = float(series["closed_at"].iloc[0]) if len(series) else now - 60
+    return Snapshot(
+        status=status, incidents=_json(client, "/v1/incidents"), series=series,
+        events=_json(client, "/v1/events", limit=400, **({} if start is None else {"since": start})),
+        weights=_json(client, "/v1/weights", limit=400), evidence=_table(client, "/v1/evidence", latest="true"),
+        metrics=_trainer_metrics(client, max_points=max_points, **span),
+        start=first if start is None else start, end=now)
+
+
+def _trainer_metrics(client: httpx.Client, **params: Any) -> dict[str, pd.DataFrame]:
+    names = [name for aliases in TRAINER_METRICS.values() for name in aliases]
+    found = _table(client, "/v1/metrics", name=names, **params)
+    known = set(found["name"])
+    chosen = {what: next((alias for alias in aliases if alias in known), None) for what, aliases in TRAINER_METRICS.items()}
+    return {what: found[found["name"] == name].sort_values("at") for what, name in chosen.items() if name}
+
+
+def _json(client: httpx.Client, path: str, **params: Any) -> Any:
+    answer = _get(client, path, params)
+    try:
+        return answer.json()
+    except ValueError:
+        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon (no JSON at {path})") from None
+
+
+def _table(client: httpx.Client, path: str, **params: Any) -> pd.DataFrame:
+    answer = _get(client, path, params)
+    try:
+        return pa.ipc.open_stream(io.BytesIO(answer.content)).read_pandas()
+    except pa.ArrowInvalid:
+        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon (no Arrow at {path})") from None
+
+
+def _get(client: httpx.Client, path: str, params: dict[str, Any]) -> httpx.Response:
+    try:
+        answer = client.get(path, params=params)
+    except httpx.TimeoutException:
+        raise Disconnected(f"the daemon at {client.base_url} took longer than {TIMEOUT_SECONDS:g} s to answer") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Disconnected(f"the daemon at {client.base_url} cannot be reached ({type(error).__name__})") from None
+    if answer.status_code != 200:
+        raise Disconnected(f"the daemon at {client.base_url} answers {answer.status_code} to {path}")
+    return answer

@@ -1,0 +1,103 @@
+"""Now: what an on-call engineer needs first. Verdict, incidents, heartbeats, mismatch, evidence, what is not seen."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import httpx
+import streamlit as st
+
+from dashboard import charts, panels, words
+from dashboard.client import TIMEOUT_SECONDS, Disconnected, Snapshot, api_url, snapshot
+
+log = logging.getLogger("klaxon.dashboard")
+
+REFRESH_SECONDS = 2.0
+WINDOWS = {"5 min": 300.0, "30 min": 1800.0, "3 h": 10_800.0, "24 h": 86_400.0, "All": None}
+
+
+@st.cache_resource
+def _http(base: str) -> httpx.Client:
+    return httpx.Client(base_url=base, timeout=TIMEOUT_SECONDS, trust_env=False)
+
+
+@st.cache_data(ttl=REFRESH_SECONDS / 2, max_entries=16, show_spinner=False)
+def _shot(base: str, window: str) -> Snapshot:
+    """One refresh, shared by everybody who looks at the same window."""
+    return snapshot(_http(base), window_seconds=WINDOWS[window])
+
+
+def _look(window: str) -> tuple[Snapshot | None, str]:
+    """The newest snapshot, or the last one that came and why there is no newer."""
+    try:
+        shot = _shot(api_url(), window)
+    except Disconnected as error:
+        return st.session_state.get("last_shot"), str(error)
+    except Exception:  # the page must stay readable whatever the daemon answers; the log keeps the details
+        log.exception("the daemon's answer could not be read")
+        return st.session_state.get("last_shot"), "the daemon's answer could not be read; is it the same version as this page?"
+    st.session_state["last_shot"] = shot
+    return shot, ""
+
+
+@st.fragment(run_every=REFRESH_SECONDS)
+def live() -> None:
+    """The whole page, refreshed in place. The slots keep their order, so nothing jumps or loses its place."""
+    head, band, cards, pulses, plots, below = (st.container() for _ in range(6))
+    with head:
+        window = _header()
+    shot, problem = _look(window)
+    with band:
+        panels.band(shot, problem, api=api_url())
+    if shot is None:
+        return
+    with cards:
+        panels.incidents(shot)
+    with pulses:
+        panels.pulses(shot)
+        panels.tiles(shot)
+    with plots:
+        _charts(shot)
+    with below:
+        left, right = st.columns(2, gap="medium")
+        with left:
+            panels.events(shot)
+        with right:
+            panels.unseen(shot)
+
+
+def _header() -> str:
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.markdown("## :material/notifications_active: Klaxon", anchors=False, width="content")
+        chosen = st.segmented_control("Time window", list(WINDOWS), default="30 min", required=True, key="window", bind="query-params",
+                                      label_visibility="collapsed", help="How far back the charts and the timeline go")
+    return chosen or "30 min"
+
+
+def _charts(shot: Snapshot) -> None:
+    _plot(charts.mismatch(shot))
+    pairs: list[tuple[Any, Any]] = [
+        (charts.evidence(shot), charts.clip(shot)), (charts.k3(shot), charts.weights(shot)),
+        (charts.trainer_metric(shot, "reward", "Reward", y_title="reward, trainer's units",
+                               help="The trainer's mean reward: a mismatch often shows here late, or not at all."),
+         charts.trainer_metric(shot, "entropy", "Entropy", y_title="entropy, nats",
+                               help="The policy's entropy as the trainer logs it: the healthy floor falls as the policy grows sure."))]
+    for pair in pairs:
+        for column, chart in zip(st.columns(2, gap="medium"), pair, strict=True):
+            with column:
+                _plot(chart)
+
+
+def _plot(chart: charts.Chart) -> None:
+    with st.container(border=True, key=f"chart-{chart.name}"):
+        st.markdown(f"**{chart.title}**")
+        st.caption(words.plain(chart.help))
+        if chart.empty:
+            st.info(words.plain(chart.empty), icon=":material/hourglass_empty:")
+        else:
+            st.vega_lite_chart(chart.rows, charts.specification(chart.look), width="stretch", key=f"plot-{chart.name}",
+                               alt=f"{chart.title}: {chart.help}")
+
+
+live()

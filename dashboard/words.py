@@ -1,0 +1,210 @@
+"""State as words. Pure: no Streamlit, no clock. Everything from outside is escaped before it meets Markdown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+Tone = Literal["good", "bad", "warn", "info"]
+
+STALE_SECONDS = 60.0  # a daemon that has not completed a round for this long is not trusted
+TIERS = {0: "Tier 0 · engine only", 1: "Tier 1 · with trainer logprobs", 2: "Tier 2 · with shadow scorer"}
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The band at the top: one line to read from across the room, one that says what to do."""
+
+    state: str
+    tone: Tone
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """One heartbeat: who, how long ago, and whether that is fine."""
+
+    name: str
+    tone: Tone
+    value: str
+    note: str
+    help: str
+
+
+def plain(text: object) -> str:
+    """Text from outside as Markdown that shows exactly that text: no links, images, colours or formulas come alive.
+
+    >>> plain("![x](http://evil) :red[no]")
+    '\\\\!\\\\[x\\\\]\\\\(http\\\\:\\\\/\\\\/evil\\\\) \\\\:red\\\\[no\\\\]'
+    """
+    line = " ".join(str(text).split())
+    return _PUNCTUATION.sub(r"\\\1", line)
+
+
+def duration(seconds: float) -> str:
+    """A length of time, two units at most.
+
+    >>> duration(42), duration(150), duration(7500), duration(200000)
+    ('42 s', '2 min 30 s', '2 h 5 min', '2 d 7 h')
+    """
+    whole = max(0, round(seconds))
+    for size, unit, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit} {rest} {part}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def clock(at: float | None, *, now: float) -> str:
+    """A UTC time of day, with the date when it is not today's.
+
+    >>> clock(1768953600.25, now=1768953700), clock(1768953600.25, now=1769053700), clock(None, now=0)
+    ('00:00:00 UTC', '21 Jan 00:00:00 UTC', 'unknown')
+    """
+    if at is None:
+        return "unknown"
+    moment = datetime.fromtimestamp(at, UTC)
+    today = moment.date() == datetime.fromtimestamp(now, UTC).date()
+    return f"{moment:%H:%M:%S} UTC" if today else f"{moment.day} {moment:%b %H:%M:%S} UTC"
+
+
+def number(value: float | None, *, digits: int = 3) -> str:
+    """A few significant digits; a dash where there is no number.
+
+    >>> number(0.021433), number(0.0000123), number(51234.0), number(None)
+    ('0.0214', '1.23e-05', '51,234', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def percent(value: float | None) -> str:
+    """A fraction in percent.
+
+    >>> percent(0.1234), percent(0.0004), percent(None)
+    ('12.3 %', '0.04 %', '–')
+    """
+    return "–" if value is None or not math.isfinite(value) else f"{number(100 * value)} %"
+
+
+def verdict(status: Mapping[str, Any], incidents: list[dict[str, Any]]) -> Verdict:
+    """What the daemon says, in plain words; a daemon that stands still is not believed."""
+    now = float(status.get("now") or 0)
+    behind = now - float(status.get("heartbeat_at") or now)
+    if behind > STALE_SECONDS:
+        return Verdict(state="stale", tone="warn", title=f"Stale · nothing new for {duration(behind)}",
+                       text="The daemon answers but its rounds have stopped: what stands below is old. "
+                            "Look at its log, then restart it; nothing recorded is lost.")
+    said = plain(status.get("verdict_text") or "")
+    state = str(status.get("verdict") or "starting")
+    if state == "mismatch":
+        began = min((since(item) for item in incidents if item.get("state") != "resolved" and since(item)), default=None)
+        ago = f" since {clock(began, now=now)} · {duration(now - began)}" if began else ""
+        return Verdict(state=state, tone="bad", title=f"Mismatch{ago}", text=said)
+    title, tone, fallback = _STATES.get(state, _STATES["starting"])
+    return Verdict(state=state, tone=tone, title=title, text=said or fallback)
+
+
+_STATES: dict[str, tuple[str, Tone, str]] = {
+    "healthy": ("Healthy", "good", "Engine and trainer agree about the probability of the sampled tokens."),
+    "learning": ("Learning", "info", "Klaxon is learning what normal looks like for this run; hard facts and bets already count."),
+    "blind": ("Blind", "warn", "Klaxon cannot see the engine right now: silence is not health."),
+    "starting": ("Starting", "info", "Waiting for the first rollouts: is the tap loaded in the engine, and does it know KLAXON_URL?"),
+}
+
+
+def since(incident: Mapping[str, Any]) -> float | None:
+    """When the incident's fault most likely began, UTC seconds: the early end of its interval, else its opening."""
+    span = incident.get("since")
+    if isinstance(span, (list, tuple)) and span and isinstance(span[0], (int, float)):
+        return float(span[0])
+    opened = incident.get("opened_at")
+    return float(opened) if isinstance(opened, (int, float)) else None
+
+
+def pulses(status: Mapping[str, Any]) -> list[Pulse]:
+    """Heartbeats of the daemon, the engine's tap, the engine and the scorer, in the order data flow."""
+    now = float(status.get("now") or 0)
+    return [_engine_pulse(status, now), _tap_pulse(status, now), _scorer_pulse(status, now), _daemon_pulse(status, now)]
+
+
+def _daemon_pulse(status: Mapping[str, Any], now: float) -> Pulse:
+    behind = now - float(status.get("heartbeat_at") or now)
+    tone: Tone = "good" if behind <= STALE_SECONDS else "bad"
+    up = duration(now - float(status.get("started_at") or now))
+    return Pulse(name="Klaxon", tone=tone, value=_ago(behind), note=f"up {up}", help="When the daemon last completed a round of its chores.")
+
+
+def _tap_pulse(status: Mapping[str, Any], now: float) -> Pulse:
+    taps = [tap for tap in status.get("taps") or () if tap.get("source") != "trainer"]
+    about = "The part of Klaxon inside the engine's process: it copies finished rollouts and never blocks."
+    if not taps:
+        return Pulse(name="Tap", tone="warn", value="not heard", note="install klaxon-tap", help=about)
+    alive = sum(bool(tap.get("alive")) for tap in taps)
+    newest = max(float(tap.get("last_seen") or 0) for tap in taps)
+    dropped = sum(int(tap.get("dropped") or 0) for tap in taps)
+    note = f"{alive} of {len(taps)} alive" + (f", {dropped:,} dropped" if dropped else "")
+    return Pulse(name="Tap", tone="good" if alive == len(taps) else "bad", value=_ago(now - newest), note=note, help=about)
+
+
+def _engine_pulse(status: Mapping[str, Any], now: float) -> Pulse:
+    engine = status.get("engine") or {}
+    about = "When the engine last answered a probe, or else when its tap was last heard."
+    reached = engine.get("reachable_at")
+    if reached is None:
+        heard = [float(tap["last_seen"]) for tap in status.get("taps") or () if tap.get("source") != "trainer" and tap.get("last_seen")]
+        reached = max(heard, default=None)
+    version = engine.get("vllm_version") or engine.get("version")
+    note = f"vLLM {version}" if version else "version unknown"
+    if reached is None:
+        return Pulse(name="Engine", tone="warn", value="not seen", note=note, help=about)
+    behind = now - float(reached)
+    return Pulse(name="Engine", tone="good" if behind <= STALE_SECONDS else "bad", value=_ago(behind), note=note, help=about)
+
+
+def _scorer_pulse(status: Mapping[str, Any], now: float) -> Pulse:
+    scorer = status.get("scorer") or {}
+    about = "The shadow scorer recomputes the sampled tokens' logprobs with the trainer's own weights."
+    if scorer.get("state") in (None, "off"):
+        return Pulse(name="Scorer", tone="info", value="off", note="no weights configured", help=about)
+    speed = scorer.get("tokens_per_second")
+    note = f"{number(speed)} tokens/s" if speed else str(scorer.get("device") or "")
+    if backlog := int(scorer.get("backlog") or 0):
+        note += f", {backlog:,} waiting"
+    last = scorer.get("last_scored_at")
+    if last is None:
+        return Pulse(name="Scorer", tone="info", value="nothing yet", note=note, help=about)
+    behind = now - float(last)
+    patience = max(STALE_SECONDS, 3 * float(status.get("batch_seconds") or 0))
+    return Pulse(name="Scorer", tone="good" if behind <= patience else "warn", value=_ago(behind), note=note, help=about)
+
+
+def _ago(seconds: float) -> str:
+    return "now" if seconds < 1.5 else f"{duration(seconds)} ago"
+
+
+LOSSES = {
+    "refused": "rollouts refused as bad data", "length_mismatch": "of those, with fewer logprobs than tokens",
+    "deferred_bodies": "pushes told to wait (inbox full)", "dropped_inbox_full": "rollouts dropped, inbox full",
+    "dropped_by_taps": "rollouts dropped inside the engine's tap", "dropped_overload": "rollouts thinned out under load",
+    "unscored": "rollouts sampled but not scored", "aborted": "requests the engine aborted", "late": "rollouts that came after their batch",
+    "metrics_refused": "trainer metric lines refused", "nonfinite": "logprobs that were NaN or infinite",
+    "score_errors": "scoring errors", "views_missing": "explanations that could not be computed",
+}
+"""Counts that mean something was not seen, in words."""
+
+
+def losses(counts: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What was not seen: (in words, how many), the known ones always, others that look like a loss when not zero."""
+    shown = [(text, int(counts[name])) for name, text in LOSSES.items() if name in counts]
+    for name, value in counts.items():
+        if name not in LOSSES and name.startswith(("dropped", "refused", "unscored", "skipped", "error")) and value:
+            shown.append((name.replace("_", " "), int(value)))
+    return sorted(shown, key=lambda item: -item[1])

@@ -64,9 +64,10 @@ def test_there_are_at_most_six_error_classes():
     classes = [name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)]
     assert len(classes) <= 6
     for path in FILES:
+        if path.name == "errors.py" or "dashboard" in path.parts:  # the page imports no room, errors included
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            outside = path.name == "errors.py" or "dashboard" in path.parts  # the page imports no room, errors included
-                if isinstance(node, ast.ClassDef) and not outside:
+            if isinstance(node, ast.ClassDef):
                 bases = {ast.unparse(base) for base in node.bases}
                 assert not bases & {"Exception", "KlaxonError", "RuntimeError", "ValueError"}, f"{path}: {node.name}"
 

@@ -94,6 +94,11 @@ def effect(drift: Drift, diagnosis: Diagnosis | None) -> tuple[float, str] | Non
     return None
 
 
+def measured(diagnosis: Diagnosis | None) -> bool:
+    """Does the diagnosis rest on re-scored rollouts, or is it a first guess?"""
+    return diagnosis is not None and any(cause.residual_nats is not None for cause in diagnosis.causes)
+
+
 def _headline(case: Case, now: float) -> str:
     incident = case.incident
     drift, diagnosis = incident.drifts[0], incident.diagnosis
@@ -101,7 +106,7 @@ def _headline(case: Case, now: float) -> str:
         lasted = words.duration((incident.resolved_at or now) - incident.opened_at)
         said = f" The cause was {diagnosis.verdict}." if diagnosis is not None and diagnosis.confident else ""
         return f"Resolved after {lasted}.{said}"
-    if diagnosis is None and drift.kind == "fact":
+    if drift.kind == "fact":
         return words.clean(drift.text) or f"{incident.title}."
     if diagnosis is None:
         return f"Diagnosing. Leading explanation so far: {_named(cause_of(drift.stream))}."
@@ -114,7 +119,7 @@ def _headline(case: Case, now: float) -> str:
 
 def _what(drift: Drift, diagnosis: Diagnosis | None) -> str:
     if drift.kind == "fact":
-        return words.clean(drift.text) if diagnosis is not None else ""  # else it is the headline
+        return ""  # it is the headline
     found = effect(drift, diagnosis)
     if found is None:
         said = words.STREAMS_IN_WORDS.get(drift.stream.partition(":")[0], "The logprobs of engine and trainer moved apart")
@@ -146,8 +151,10 @@ def _since(case: Case) -> str:
 
 
 def _why(drift: Drift, diagnosis: Diagnosis | None) -> str:
+    if drift.kind == "fact" and (diagnosis is None or diagnosis.verdict in ("healthy", "unexplained")):
+        return ""  # the fact speaks for itself
     if diagnosis is None:
-        return "" if drift.kind == "fact" else f"Not known yet. Leading explanation: {cause_of(drift.stream)}, from the stream that raised the alarm."
+        return f"Not known yet. Leading explanation: {cause_of(drift.stream)}, from the stream that raised the alarm."
     ranked = sorted(diagnosis.causes, key=lambda cause: cause.cause != diagnosis.verdict)
     said = [f"{diagnosis.verdict} ({'confident' if diagnosis.confident else 'not confident yet'})"]
     if ranked and ranked[0].residual_nats is not None:

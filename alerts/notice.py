@@ -40,6 +40,7 @@ class Told:
     symptoms: int  # number of alarms the incident had
     verdict: str | None
     confident: bool
+    measured: bool  # the diagnosis rested on re-scored rollouts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

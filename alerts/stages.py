@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from alerts import words
 from alerts.incidents import Case, overlap
-from alerts.message import compose, effect
+from alerts.message import compose, effect, measured
 from alerts.notice import Log, Notice, NotifyReason, Told
 
 Notices = tuple[Notice, ...]
@@ -88,13 +88,13 @@ def _decision(case: Case, told: Told | None, log: Log, now: float) -> tuple[Noti
 
 
 def _diagnosed(case: Case, told: Told) -> str | None:
-    """The first diagnosis is news, and so is every other verdict it is sure of; leaders that change places are not."""
+    """News is a verdict it is sure of, or the first one with measured residuals; leaders that change places are not."""
     found = case.incident.diagnosis
     if found is None:
         return None
     if found.confident and (found.verdict, True) != (told.verdict, told.confident):
         return "the cause is now known"
-    return "the first re-scores are in" if told.verdict is None else None
+    return "the first re-scores are in" if measured(found) and not told.measured else None
 
 
 def _worse(case: Case, told: Told, log: Log) -> str | None:
@@ -136,4 +136,4 @@ def _noted(notice: Notice, now: float) -> Notice:
         at=now, reason=str(notice.reason), state=incident.state, severity=incident.severity,
         effect=found[0] if found else None, symptoms=len(incident.drifts),
         verdict=diagnosis.verdict if diagnosis is not None else None,
-        confident=diagnosis.confident if diagnosis is not None else False))
+        confident=diagnosis.confident if diagnosis is not None else False, measured=measured(diagnosis)))

@@ -16,7 +16,7 @@ Warm-up.     No bets until `warmup_batches` were learnt ("learning"); a missing 
 When it lies. A benign trend that z does not explain leaks in at its slope times the baseline's lag; very strong
              autocorrelation (above .95) whitens badly; a fault present from the first batch is the baseline; falls of
              mean |d| are not looked at; weight-version lag is no covariate yet.
-Example.     Mean |d| trebles while z stays: log 3 = 1.1 against a residual spread of .1: u = 4, +5.5 nats a batch at m = 2.
+Example.     Mean |d| trebles while z stays: log 3 = 1.1 against a residual spread of .1: u = 4, +4.5 nats a batch at m = 2.
 Source.      Reference simulations on whitened contrasts; Shin, Ramdas, Rinaldo (*E-detectors*) for the combination.
 """
 

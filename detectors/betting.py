@@ -16,7 +16,8 @@ Non-finite.  A token whose h or f was not scored (NaN), or whose h is −inf (ou
              made it go missing; the hard fact on non-finite logprobs speaks instead.
 When it lies. Differences below δ are invisible on purpose: once a policy is sure of itself, raw and processed logprobs
              agree within δ on most tokens. A neighbour (T = .9 for raw at .7) can cross first: diagnosis names the cause.
-Example.     Raw logprobs at T = .7: e = f, |h − f| ≈ .24: g ≈ .8, log(1 + .8·.8) ≈ .5 nats a rollout.
+Example.     A real engine reporting raw logprobs at T = .7: g = .67 on average, .43 nats a rollout at λ = .8; the same
+             engine fixed: g = −.77.
 Source.      DESIGN's form; Waudby-Smith & Ramdas (betting); tested under the null in tests/test_detectors_betting.py.
 """
 

@@ -15,7 +15,7 @@ When it lies. Blind to self-consistent faults: hidden temperature or truncation,
              Greedy decoding (temperature 0, on the trainer's or the engine's side) always samples the top-1: nothing
              can be bet and `why_not` says so; an engine that is greedy by mistake is the engine audit's finding.
              Selecting rollouts by their logprobs breaks the null: base-coin rollouts only (see gains.py).
-Example.     Raw logprobs at T = .7: reported p = .5 but sampled at .62; the +.3 and +.6 tilts gain about .03 nats a token.
+Example.     Raw logprobs at T = .7: reported p = .5 but sampled at .62; the +.3 and +.6 tilts gain about .025 nats a token.
 Source.      Waudby-Smith & Ramdas, *Estimating means of bounded random variables by betting*; reference measurements in
              docs/decisions/0002-one-budget-for-every-stream.md.
 """

@@ -1,0 +1,158 @@
+"""Group passes into batches that waste little, and run them through the body.
+
+Two shapes: rows of different prompts under one version run whole, padded on the right; rows that share a prompt (a
+GRPO group), hand KV from version to version, or are longer than one forward pass, continue from the prompt's KV.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from collector.config import ShadowConfig
+from collector.shadow.model import ShadowModel
+from collector.shadow.plan import Pass, Step
+from collector.weights.shelf import WeightShelf
+
+_PAD_TOKENS, _PAD_SHARE = 16, 0.15  # a shorter row may join a batch while its padding stays below either
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Passes that run together. shared_prompt: one prompt, one KV, repeated for every row."""
+
+    passes: tuple[Pass, ...]
+    shared_prompt: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hidden:
+    """Hidden states that answer tokens: row n answers token index_N[n] of pass pass_of_N[n] of the batch."""
+
+    version: str
+    hidden_NH: Tensor
+    pass_of_N: np.ndarray
+    index_N: np.ndarray
+    body_tokens: int  # tokens that went through the body for this, padding included
+    padding_tokens: int  # of those, padding
+
+
+def batches_of(passes: Iterable[Pass], config: ShadowConfig) -> Iterator[Batch]:
+    """Batches in an order that touches each version's weights as rarely as possible."""
+    groups: dict[tuple, list[Pass]] = defaultdict(list)
+    for item in passes:
+        groups[item.versions, _prompt_key(item)].append(item)
+    alone: dict[tuple[str, ...], list[Pass]] = defaultdict(list)
+    shared: dict[tuple[str, ...], list[list[Pass]]] = defaultdict(list)
+    for (versions, _), group in groups.items():
+        if len(versions) == 1 and len(group) == 1 and group[0].steps[-1].end <= config.forward_tokens:
+            alone[versions].append(group[0])
+        else:
+            shared[versions].append(group)
+    for versions in sorted({*alone, *shared}):
+        for members in _by_length(alone[versions], config.forward_tokens):
+            yield Batch(passes=members, shared_prompt=False)
+        for group in shared[versions]:
+            yield Batch(passes=tuple(group), shared_prompt=True)
+
+
+def run_batch(batch: Batch, shelf: WeightShelf[ShadowModel], config: ShadowConfig) -> Iterator[Hidden]:
+    """Run the body and yield the hidden states that answer the wanted tokens."""
+    return _run_shared(batch, shelf, config) if batch.shared_prompt else _run_whole(batch, shelf)
+
+
+def _prompt_key(item: Pass) -> tuple:
+    """Passes with this in common may share the prompt's KV."""
+    n_prompt = item.rollout.prompt_tokens_P.size
+    return item.rollout.prompt_tokens_P.tobytes(), tuple((min(s.end, n_prompt), s.version) for s in item.steps)
+
+
+def _one_version_after_prompt(item: Pass) -> bool:
+    return all(step.end <= item.rollout.prompt_tokens_P.size for step in item.steps[:-1])
+
+
+def _by_length(passes: Iterable[Pass], limit_tokens: int) -> Iterator[tuple[Pass, ...]]:
+    """Longest first; a batch closes when it is full or its padding would grow too large."""
+    members: list[Pass] = []
+    for item in sorted(passes, key=lambda item: -item.steps[-1].end):
+        if members:
+            longest, gap = members[0].steps[-1].end, members[0].steps[-1].end - item.steps[-1].end
+            if (len(members) + 1) * longest > limit_tokens or gap > max(_PAD_TOKENS, _PAD_SHARE * longest):
+                yield tuple(members)
+                members = []
+        members.append(item)
+    if members:
+        yield tuple(members)
+
+
+def _padded(rows: list[np.ndarray], width: int | None = None) -> Tensor:
+    """Token rows as int64 [B, L], padded on the right with zeros to the longest row or to `width`."""
+    out_BL = np.zeros((len(rows), width or max(row.size for row in rows)), dtype=np.int64)
+    for index, row in enumerate(rows):
+        out_BL[index, : row.size] = row
+    return torch.from_numpy(out_BL)
+
+
+def _run_whole(batch: Batch, shelf: WeightShelf[ShadowModel]) -> Iterator[Hidden]:
+    (version,) = batch.passes[0].versions
+    tokens_BL = _padded([item.inputs for item in batch.passes])
+    hidden_BLH = shelf.get(version).hidden(tokens_BL)
+    yield _answers(batch.passes, range(len(batch.passes)), version, hidden_BLH, at=0)
+
+
+def _run_shared(batch: Batch, shelf: WeightShelf[ShadowModel], config: ShadowConfig) -> Iterator[Hidden]:
+    first, everyone = batch.passes[0], range(len(batch.passes))
+    n_prompt = first.rollout.prompt_tokens_P.size
+    cache = shelf.get(first.versions[0]).new_cache()
+    for step in first.steps:
+        piece = Step(start=step.start, end=min(step.end, n_prompt), version=step.version)
+        for at, hidden_1LH in _feed(shelf, piece, [first.inputs], cache, config.forward_tokens):
+            yield _answers(batch.passes, everyone, step.version, hidden_1LH, at=at)
+    limit = config.forward_tokens if _one_version_after_prompt(first) else 0
+    places = {id(item): place for place, item in enumerate(batch.passes)}
+    buckets = list(_by_length(batch.passes, limit))
+    for members in buckets:
+        own = copy.deepcopy(cache) if len(buckets) > 1 else cache
+        if len(members) > 1:
+            own.batch_repeat_interleave(len(members))
+        rows, piece_tokens = [item.inputs for item in members], max(1, config.forward_tokens // len(members))
+        for step in members[0].steps:  # the longest row; the others are padded to it
+            piece = Step(start=max(step.start, n_prompt), end=step.end, version=step.version)
+            for at, hidden_BLH in _feed(shelf, piece, rows, own, piece_tokens):
+                yield _answers(members, [places[id(item)] for item in members], step.version, hidden_BLH, at=at)
+
+
+def _feed(shelf: WeightShelf[ShadowModel], step: Step, rows: list[np.ndarray], cache: DynamicCache,
+          piece_tokens: int) -> Iterator[tuple[int, Tensor]]:
+    """Inputs [step.start, step.end) of the rows, piece by piece: (position of the piece, hidden [B, L, H])."""
+    for at in range(step.start, step.end, piece_tokens):
+        width = min(at + piece_tokens, step.end) - at
+        yield at, shelf.get(step.version).hidden(_padded([row[at:at + width] for row in rows], width), cache)
+
+
+def _answers(passes: Sequence[Pass], places: Sequence[int], version: str, hidden_BLH: Tensor, *, at: int) -> Hidden:
+    """The wanted tokens that inputs [at, at + L) answer. One row for many passes is their common prompt.
+
+    Input position j answers completion token j + 1 − P.
+    """
+    n_rows, length, _ = hidden_BLH.shape
+    row_of, place_of, where, index = [], [], [], []
+    for b, (item, place) in enumerate(zip(passes, places, strict=True)):
+        position = item.wanted + item.rollout.prompt_tokens_P.size - 1 - at
+        here = (position >= 0) & (position < min(length, item.steps[-1].end - at))
+        row_of.append(np.full(int(here.sum()), b if n_rows > 1 else 0))
+        place_of.append(np.full(int(here.sum()), place))
+        where.append(position[here])
+        index.append(item.wanted[here])
+    used = sum(max(0, min(length, item.steps[-1].end - at)) for item in passes) if n_rows > 1 else length
+    return Hidden(
+        version=version, hidden_NH=hidden_BLH[np.concatenate(row_of), np.concatenate(where)],
+        pass_of_N=np.concatenate(place_of), index_N=np.concatenate(index),
+        body_tokens=n_rows * length, padding_tokens=n_rows * length - used)

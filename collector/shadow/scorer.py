@@ -1,0 +1,167 @@
+"""The shadow scorer: the trainer's logprobs of sampled rollouts, under the weights that generated them.
+
+A group's common prompt runs once and its KV is shared; rows are batched by length and padded on the right, where causal
+attention never looks. Logits exist for `chunk_tokens` tokens at a time, and every view is read from that chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from collector.config import ShadowConfig
+from collector.errors import Unavailable
+from collector.records import Rollout, Score
+from collector.shadow import plan as planning
+from collector.shadow.batches import Batch, Hidden, batches_of, run_batch
+from collector.shadow.model import ShadowModel
+from collector.shadow.plan import Pass, Refused
+from collector.shadow.views import (ALWAYS, TokenSampling, View, entropy, expected, expected_distribution, pick,
+                                    sampling_rows)
+from collector.weights.shelf import WeightShelf
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why some or all tokens of a rollout were not scored."""
+
+    request_id: str
+    kind: str  # what is counted
+    text: str  # what a human reads
+    tokens: int
+
+
+class _Rows:
+    """The arrays of one Score while they fill."""
+
+    def __init__(self, rollout: Rollout, views: Mapping[str, View]) -> None:
+        self.rollout = rollout
+        self.views = {name: np.full(rollout.n_tokens, np.nan, dtype=np.float32) for name in views}
+        self.entropy_T = np.full(rollout.n_tokens, np.nan, dtype=np.float32)
+
+    def score(self, version: str | None) -> Score:
+        return Score(request_id=self.rollout.request_id, views=self.views, entropy_T=self.entropy_T, version=version,
+                     scored_mask_T=~np.isnan(self.views["expected"]))
+
+
+class ShadowScorer:
+    """Scores rollouts with the versions on the shelf. One scorer belongs to one thread at a time.
+
+    `counts`: rollouts_scored, rollouts_refused, tokens_scored, tokens_<kind> for every reason a sampled token was left
+    out, body_tokens (through the body, padding included), padding_tokens. `refusals` holds the last reasons.
+    """
+
+    def __init__(self, config: ShadowConfig, shelf: WeightShelf[ShadowModel]) -> None:
+        self.config, self.shelf = config, shelf
+        self.counts: Counter[str] = Counter()
+        self.refusals: deque[Refusal] = deque(maxlen=200)
+
+    def score(self, rollouts: Sequence[Rollout], *, views: Mapping[str, View] = ALWAYS, version: str | None = None,
+              prefix_version: str | None = None) -> list[Score]:
+        """One Score a rollout, in order; a rollout that cannot be scored has an all-False mask and a counted reason.
+
+        Args:
+            views: name → view; "expected" is added when absent.
+            version: force this version; None = each token under the version that generated it.
+            prefix_version: replay a stale prefix cache: the cached prompt tokens keep that version's KV.
+        """
+        torch.set_num_threads(self.config.threads)
+        views = {"expected": expected, **views}
+        rows = [_Rows(rollout, views) for rollout in rollouts]
+        passes = [item for row, rollout in enumerate(rollouts)
+                  for item in self._plan(row, rollout, version, prefix_version)]
+        for batch in batches_of(self._loadable(passes), self.config):
+            self._score_batch(batch, rows, views)
+        scores = [row.score(version or row.rollout.version) for row in rows]
+        n_scored = [int(score.scored_mask_T.sum()) for score in scores]
+        self.counts["tokens_scored"] += sum(n_scored)
+        self.counts["rollouts_scored"] += sum(n > 0 for n in n_scored)
+        self.counts["rollouts_refused"] += sum(n == 0 for n in n_scored)
+        return scores
+
+    def _plan(self, row: int, rollout: Rollout, version: str | None, prefix_version: str | None) -> list[Pass]:
+        def count(kind: str, tokens: int) -> None:
+            if tokens:
+                self._refuse(rollout, kind, f"{tokens} tokens lie outside every known weight version span", tokens)
+
+        try:
+            planning.check(rollout, config=self.config, vocab_size=None)
+            return planning.plan(row, rollout, version=version, prefix_version=prefix_version,
+                                 kv_on_update=self.config.kv_on_update, count=count)
+        except Refused as refused:
+            self._refuse(rollout, refused.kind, str(refused), int(rollout.sampled_mask_T.sum()))
+            return []
+
+    def _loadable(self, passes: list[Pass]) -> Iterator[Pass]:
+        """Passes whose versions can all be loaded and whose token ids fit; the others are refused and counted."""
+        by_versions: dict[tuple[str, ...], list[Pass]] = defaultdict(list)
+        for item in passes:
+            by_versions[item.versions].append(item)
+        for versions, group in by_versions.items():
+            try:
+                sizes = [self.shelf.get(name).vocab_size for name in dict.fromkeys(versions)]
+            except Unavailable as error:
+                for item in group:
+                    self._refuse(item.rollout, "version_unavailable", str(error), item.wanted.size)
+                continue
+            for item in group:
+                try:
+                    planning.check(item.rollout, config=self.config, vocab_size=min(sizes))
+                    yield item
+                except Refused as refused:
+                    self._refuse(item.rollout, refused.kind, str(refused), item.wanted.size)
+
+    def _score_batch(self, batch: Batch, rows: list[_Rows], views: Mapping[str, View]) -> None:
+        try:
+            for hidden in run_batch(batch, self.shelf, self.config):
+                self.counts["body_tokens"] += hidden.body_tokens
+                self.counts["padding_tokens"] += hidden.padding_tokens
+                self._head(hidden, batch, rows, views)
+        except (RuntimeError, Unavailable) as error:  # out of memory, or a version vanished meanwhile
+            if len(batch.passes) > 1:
+                for item in batch.passes:
+                    self._score_batch(Batch(passes=(item,), shared_prompt=batch.shared_prompt), rows, views)
+                return
+            (item,) = batch.passes
+            log.warning("scoring %s failed: %s", item.rollout.request_id, error)
+            self._refuse(item.rollout, "forward_failed", f"its forward pass failed: {error}", item.wanted.size)
+
+    def _head(self, hidden: Hidden, batch: Batch, rows: list[_Rows], views: Mapping[str, View]) -> None:
+        """Logits chunk by chunk, every view from each chunk."""
+        model = self.shelf.get(hidden.version)
+        rollouts = tuple(item.rollout for item in batch.passes)
+        for start in range(0, hidden.pass_of_N.size, self.config.chunk_tokens):
+            part = slice(start, start + self.config.chunk_tokens)
+            pass_of_N, index_N = hidden.pass_of_N[part], hidden.index_N[part]
+            ids_N = np.array([rollouts[b].completion_tokens_T[i] for b, i in zip(pass_of_N, index_N, strict=True)])
+            chunk = self._views(model, hidden.hidden_NH[part], ids_N, sampling_rows(
+                rollouts, pass_of_N, index_N, model.device), views)
+            for b in np.unique(pass_of_N):
+                mine, target = pass_of_N == b, rows[batch.passes[b].row]
+                for name in views:
+                    target.views[name][index_N[mine]] = chunk[name][mine]
+                target.entropy_T[index_N[mine]] = chunk["entropy"][mine]
+
+    @staticmethod
+    @torch.inference_mode()
+    def _views(model: ShadowModel, hidden_NH: Tensor, ids_N: np.ndarray, sampling: TokenSampling,
+               views: Mapping[str, View]) -> dict[str, np.ndarray]:
+        logits_NV = model.logits(hidden_NH)
+        token_ids_N = torch.as_tensor(ids_N, dtype=torch.int64, device=model.device)
+        distribution_NV = expected_distribution(logits_NV, sampling)
+        out = {"expected": pick(distribution_NV, token_ids_N), "entropy": entropy(distribution_NV)}
+        del distribution_NV
+        out |= {name: view(logits_NV, token_ids_N, sampling) for name, view in views.items() if view is not expected}
+        return {name: values.float().cpu().numpy() for name, values in out.items()}
+
+    def _refuse(self, rollout: Rollout, kind: str, text: str, tokens: int) -> None:
+        self.counts[f"tokens_{kind}"] += tokens
+        self.refusals.append(Refusal(request_id=rollout.request_id, kind=kind, text=text, tokens=tokens))

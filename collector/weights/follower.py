@@ -1,0 +1,116 @@
+"""Follow the weights a trainer publishes: folders it writes, and announcements it makes. Half-written is not believed."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from collector.config import WeightsConfig
+from collector.errors import Unavailable
+from collector.records import WeightVersion
+from collector.weights.checkpoint import fingerprint, inspect
+
+MAX_PENDING = 1000
+
+
+@dataclass(slots=True)
+class _Folder:
+    """What was seen of one folder."""
+
+    version: str
+    announced_at: float | None  # UTC seconds; None = found by the pattern
+    print: tuple = ()
+    unchanged_since: float = 0.0
+    believed: bool = False
+
+
+class WeightFollower:
+    """Polls folders and turns complete ones into WeightVersions, each once; a rewritten folder counts as new.
+
+    `pending` says why a folder is not believed yet. `counts`: believed, announced, vanished, announcements_dropped.
+    """
+
+    def __init__(self, config: WeightsConfig) -> None:
+        self.config = config
+        self.pending: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+        self._folders: dict[str, _Folder] = {}
+        self._regex = re.compile(config.version_regex)
+
+    def announce(self, *, version: str, path: str | Path, at: float) -> None:
+        """The trainer says `version` lies at `path`; it is believed at the first poll that finds it whole."""
+        key = str(Path(path))
+        if key not in self._folders and len(self.pending) >= MAX_PENDING:
+            self.counts["announcements_dropped"] += 1
+            return
+        self.counts["announced"] += 1
+        self._folders[key] = _Folder(version=version, announced_at=at)
+        self.pending.setdefault(key, "announced, not looked at yet")
+
+    def poll(self, now: float) -> tuple[WeightVersion, ...]:
+        """Versions believed since the last poll, by time of publication."""
+        for key, version in self._matching().items():
+            self._folders.setdefault(key, _Folder(version=version, announced_at=None))
+        new = [found for key in list(self._folders) if (found := self._look(key, now)) is not None]
+        self.counts["believed"] += len(new)
+        return tuple(sorted(new, key=lambda version: version.published_at))
+
+    def _matching(self) -> dict[str, str]:
+        """folder → version label, of every folder the pattern finds."""
+        if not self.config.dir:
+            return {}
+        pattern = self.config.dir if glob.has_magic(self.config.dir) else str(Path(self.config.dir) / "*")
+        found = {}
+        for name in glob.glob(pattern):
+            match = self._regex.fullmatch(Path(name).name)
+            if match and match[1] and Path(name).is_dir():
+                found[str(Path(name))] = match[1]
+        return found
+
+    def _look(self, key: str, now: float) -> WeightVersion | None:
+        folder, seen = Path(key), self._folders[key]
+        try:
+            print_now = fingerprint(folder)
+        except OSError:
+            if seen.announced_at is None or seen.believed:
+                self._forget(key)
+            else:
+                self.pending[key] = "announced, but there is no such folder on this machine (yet)"
+            return None
+        if print_now != seen.print:
+            seen.print, seen.unchanged_since, seen.believed = print_now, now, False
+        if seen.believed:
+            return None
+        try:
+            self._check_settled(folder, seen, now)
+            version = inspect(folder, version=seen.version, marker=self.config.marker)
+        except (Unavailable, OSError) as reason:
+            self.pending[key] = str(reason)
+            return None
+        seen.believed = True
+        self.pending.pop(key, None)
+        return version if seen.announced_at is None else replace(version, published_at=seen.announced_at)
+
+    def _check_settled(self, folder: Path, seen: _Folder, now: float) -> None:
+        """A marker or an announcement ends the wait; without either the files must have come to rest.
+
+        Raises:
+            Unavailable: not yet.
+        """
+        if seen.announced_at is not None or (self.config.marker and (folder / self.config.marker).exists()):
+            return
+        if not self.config.accept_unmarked:
+            raise Unavailable(f"{folder}: no {self.config.marker or 'marker'} file yet")
+        quiet = now - seen.unchanged_since
+        if quiet < self.config.settle_seconds:
+            inspect(folder, version=seen.version, marker=self.config.marker)
+            raise Unavailable(f"{folder}: whole, but without {self.config.marker or 'a marker'}; "
+                              f"waiting until it has been unchanged for {self.config.settle_seconds:g} s")
+
+    def _forget(self, key: str) -> None:
+        self.counts["vanished"] += self._folders[key].believed
+        self._folders.pop(key)
+        self.pending.pop(key, None)

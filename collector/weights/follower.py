@@ -25,6 +25,7 @@ class _Folder:
     print: tuple = ()
     unchanged_since: float = 0.0
     believed: bool = False
+    digest: str = ""
 
 
 class WeightFollower:
@@ -47,7 +48,8 @@ class WeightFollower:
             self.counts["announcements_dropped"] += 1
             return
         self.counts["announced"] += 1
-        self._folders[key] = _Folder(version=version, announced_at=at)
+        digest = self._folders[key].digest if key in self._folders and self._folders[key].version == version else ""
+        self._folders[key] = _Folder(version=version, announced_at=at, digest=digest)
         self.pending.setdefault(key, "announced, not looked at yet")
 
     def poll(self, now: float) -> tuple[WeightVersion, ...]:
@@ -66,7 +68,7 @@ class WeightFollower:
         found = {}
         for name in glob.glob(pattern):
             match = self._regex.fullmatch(Path(name).name)
-            if match and match[1] and Path(name).is_dir():
+            if match and match[1] and Path(name).is_dir() and not _is_alias(Path(name)):
                 found[str(Path(name))] = match[1]
         return found
 
@@ -90,8 +92,11 @@ class WeightFollower:
         except (Unavailable, OSError) as reason:
             self.pending[key] = str(reason)
             return None
-        seen.believed = True
+        seen.believed, known = True, seen.digest
+        seen.digest = version.digest
         self.pending.pop(key, None)
+        if known == version.digest:  # another file in the folder changed, the weights did not
+            return None
         return version if seen.announced_at is None else replace(version, published_at=seen.announced_at)
 
     def _check_settled(self, folder: Path, seen: _Folder, now: float) -> None:
@@ -114,3 +119,8 @@ class WeightFollower:
         self.counts["vanished"] += self._folders[key].believed
         self._folders.pop(key)
         self.pending.pop(key, None)
+
+
+def _is_alias(folder: Path) -> bool:
+    """A link such as `latest` to a sibling is no version of its own."""
+    return folder.is_symlink() and folder.resolve().parent == folder.parent.resolve()

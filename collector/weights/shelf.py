@@ -36,10 +36,13 @@ class WeightShelf(Generic[Loaded]):
             self.add(version)
 
     def add(self, version: WeightVersion) -> None:
-        """Put a believed version on the shelf; the same name with another digest replaces the old weights."""
+        """Put a believed version on the shelf. The same name with another digest replaces the old weights and is the
+        newest again; with the same digest it keeps its place."""
         with self._index_lock:
-            old = self._known.pop(version.version, None)
-            self.counts["replaced"] += old is not None and old.digest != version.digest
+            old = self._known.get(version.version)
+            if old is not None and old.digest != version.digest:
+                self.counts["replaced"] += 1
+                del self._known[version.version]
             self._known[version.version] = version
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)

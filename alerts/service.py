@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,10 +24,11 @@ from alerts.notifiers import build
 from alerts.outbox import Outbox
 from alerts.pipeline import decide
 from alerts.workers import Workers
-from collector.errors import InputError
+from collector.errors import InputError, Unavailable
 from collector.records import Diagnosis, Drift, Incident
 
 OPEN = "SELECT * FROM incidents WHERE state != 'resolved' ORDER BY opened_at, id"
+MAX_UNSTORED = 1000
 
 
 class Alerts:
@@ -45,6 +47,8 @@ class Alerts:
         notifiers = {receiver.name: build(receiver, timeout_seconds=config.timeout_seconds) for receiver in receivers}
         self._config, self._run, self._budget_text, self._batch_seconds = config, run, budget_text, batch_seconds
         self._receivers = tuple(notifiers)
+        self._unstored: list[tuple[Drift, float, float]] = []  # drift, now, closed_at: what a full disk did not take
+        self._unstored_lock = threading.Lock()
         self._database = Database(path)
         self._outbox = Outbox(self._database, notifiers, config, jitter=random.Random())
         self._workers = Workers(self._outbox, self._receivers, clock=clock)
@@ -56,20 +60,32 @@ class Alerts:
         `closed_at` is the UTC end of the batch, default now. A diagnosis belongs to the mismatch incident.
 
         Raises:
-            Unavailable: the change could not be stored, nothing of it was.
+            Unavailable: the change could not be stored, nothing of it was; its drifts are kept and taken with the next call.
         """
         touched: dict[str, Case] = {}
+        fresh = [(drift, now, now if closed_at is None else closed_at) for drift in drifts]
+        with self._unstored_lock:
+            kept, self._unstored = [*self._unstored, *fresh], []
+        try:
+            self._observe(kept, touched, now=now, diagnosis=diagnosis)
+        except Unavailable:
+            with self._unstored_lock:
+                self._unstored = [*kept, *self._unstored][:MAX_UNSTORED]
+            raise
+        self._workers.wake()
+        return tuple(case.incident for case in touched.values())
+
+    def _observe(self, kept: Sequence[tuple[Drift, float, float]], touched: dict[str, Case], *, now: float,
+                 diagnosis: Diagnosis | None) -> None:
         with self._database.transaction() as connection:
-            for drift in drifts:
-                case = self._take(connection, drift, now=now, closed_at=now if closed_at is None else closed_at)
+            for drift, at, closed_at in kept:
+                case = self._take(connection, drift, now=at, closed_at=closed_at)
                 touched[case.incident.id] = case
             if diagnosis is not None:
                 for case in rows.cases(connection.execute(OPEN).fetchall()):
                     if case.fault == "mismatch" and case.incident.run == self._run:
                         touched[case.incident.id] = self._save(connection, incidents.diagnosed(case, diagnosis, now=now))
             self._tell(connection, (), now)
-        self._workers.wake()
-        return tuple(case.incident for case in touched.values())
 
     def attach_diagnosis(self, incident_id: str, diagnosis: Diagnosis, *, now: float) -> Incident:
         """The verdict, or a better one, for an incident. Raises InputError for an unknown id, Unavailable when not stored."""

@@ -202,14 +202,14 @@ def test_messages_of_one_incident_arrive_in_order_and_incidents_do_not_wait_for_
 
 
 def test_a_broken_receiver_does_not_hold_up_another(path) -> None:
-    with scripted((200, {}, 0.8)) as (slow, _), receiver() as (server, box):
-        alerts = alerts_of(path, slack(slow, name="slow"), slack(server.url, name="fast"))
+    with scripted((200, {}, 1.6)) as (slow, _), receiver() as (server, box):
+        alerts = alerts_of(path, slack(slow, name="slow"), slack(server.url, name="fast"), timeout_seconds=4.0)
         alerts.start()
         started = time.monotonic()
         alerts.observe([mismatch()], now=NOW)
         while not box.messages and time.monotonic() - started < 2:
             time.sleep(0.005)
-        assert time.monotonic() - started < 0.35
+        assert time.monotonic() - started < 1.2
         alerts.stop(drain_seconds=0.0)
     assert len(texts(box)) == 1
 

@@ -55,8 +55,8 @@ FIRST_IN_TEXT = """\
 🔴 Rollout logprobs no longer match the trainer · run r1
   Diagnosing. Leading explanation so far: raw_logprobs (the engine reports logprobs from before temperature
   and truncation, the trainer expects them after).
-  What     The sampled tokens do not follow the probabilities the engine itself reports; its size in nats is not
-           measured yet.
+  What     The sampled tokens do not follow the probabilities the engine itself reports; its size in nats is
+           not measured yet.
   Alarm    Evidence ln M = 14.2 crossed the threshold ln A = 9.98 in batch 18; leading stream self_bet:+0.6.
   Since    between 05:14:00 and 05:18:00 UTC, 21 Nov 2026 (batches 16 to 17)
   Where    the whole run: no single replica or position stands out

@@ -11,9 +11,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from alerts.config import ReceiverConfig
 from alerts.outbox import LEASE_SECONDS
 from alerts_helpers import NOW, alerts_of, diagnosis, fact, mismatch, receiver, slack
+from collector.errors import Unavailable
 
 CHILD = """
 import sys, time
@@ -90,3 +93,18 @@ def test_observing_from_many_threads_is_safe(tmp_path) -> None:
             list(pool.map(lambda i: alerts.observe([fact(slice={"replica": f"engine-{i % 5}"})], now=NOW + i), range(20)))
         alerts.stop(drain_seconds=5.0)
     assert len(box.messages) == 5
+
+
+def test_an_alarm_that_a_full_disk_refused_is_taken_with_the_next_call(tmp_path) -> None:
+    alerts = alerts_of(tmp_path / "control.sqlite", ReceiverConfig(type="console"))
+    pages = alerts._database.rows("PRAGMA page_count")[0][0]
+    alerts._database.rows(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(Unavailable, match="full"):
+        for i in range(200):
+            alerts.observe([fact(slice={"replica": f"engine-{i}"})], now=NOW + i)
+    stored = len(alerts.open_incidents())
+    assert stored == i
+    alerts._database.rows("PRAGMA max_page_count=1000000")
+    alerts.observe([], now=NOW + 300)
+    assert len(alerts.open_incidents()) == stored + 1
+    alerts.stop()

@@ -65,7 +65,7 @@ class Worker(threading.Thread):
         self.busy_since: float | None = None  # when the group in hand was taken; None = idle
         self._waiting: deque[tuple[float, Rollout]] = deque()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._stop = threading.Event()
+        self._halt = threading.Event()
 
     def submit(self, task: Callable[[], None]) -> None:
         """Run `task` on the working thread, between two groups of rollouts."""
@@ -73,11 +73,11 @@ class Worker(threading.Thread):
 
     def stop(self) -> None:
         """Ask the thread to end after the group in hand."""
-        self._stop.set()
+        self._halt.set()
 
     def run(self) -> None:
         """Until stopped; a failure is counted and logged, and the next group goes on."""
-        while not self._stop.is_set():
+        while not self._halt.is_set():
             try:
                 worked = self._run_task() or self.step()
             except Exception:
@@ -85,7 +85,7 @@ class Worker(threading.Thread):
                 log.exception("a group of rollouts was lost to an error in Klaxon; the next goes on")
                 worked = False
             if not worked:
-                self._stop.wait(POLL_SECONDS)
+                self._halt.wait(POLL_SECONDS)
 
     def step(self) -> bool:
         """Handle one group of rollouts; False when there was nothing to do."""

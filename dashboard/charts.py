@@ -21,6 +21,8 @@ HEIGHT = 290
 COLUMNS = ("row", "at", "value", "low", "high", "series", "text")
 _TIME_LABEL = ("utcFormat(datum.value, utcseconds(datum.value) ? '%H:%M:%S' : "
                "utchours(datum.value) || utcminutes(datum.value) ? '%H:%M' : '%d %b')")
+_LANES = 3  # heights at which neighbouring event labels stand, so that they do not cover each other
+_WHOLE_DECADE = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6"
 _SMALLEST = 1e-7  # a log axis has no zero
 
 RULES = {"alarm": "alarm", "engine_down": "engine down", "engine_restart": "restart", "engine_config": "config change",
@@ -36,7 +38,7 @@ class Look:
     y_title: str
     series: tuple[tuple[str, str, bool], ...]  # legend label, colour, dashed
     log: bool = False
-    y_format: str = "~g"
+    y_format: str = ",.6~g"
     step: bool = False
     zero: bool = False
 
@@ -57,11 +59,11 @@ def mismatch(shot: Snapshot) -> Chart:
     """Mean |d| with its p50 to p99 band and the floor."""
     series, floor = shot.series, shot.status.get("floor_nats")
     look = Look(y_title="|log q − log p| per token, nats", log=True, series=(
-        ("mean", BLUE, False), ("p50 to p99", SKY, False), ("healthy floor", GREEN, True)))
-    rows = [*_frame(shot), *_band(series, "p50_abs_d", "p99_abs_d", "p50 to p99"), *_line(series, "mean_abs_d", "mean", positive=True),
-            *_limit(shot, floor, "healthy floor"), *_events(shot)]
+        ("mean", BLUE, False), ("p50–p99", SKY, False), ("floor", GREEN, True)))
+    rows = [*_frame(shot), *_band(series, "p50_abs_d", "p99_abs_d", "p50–p99"), *_line(series, "mean_abs_d", "mean", positive=True),
+            *_limit(shot, floor, "floor"), *_events(shot)]
     return _chart("mismatch", "Mismatch", "How far the trainer's probability q of the sampled tokens is from the engine's p. "
-                  "A healthy engine stays near its floor; a step upwards is a fault.", look, rows, empty=_unscored(shot))
+                  "A healthy engine stays near its floor (dashed); a step upwards is a fault.", look, rows, empty=_unscored(shot))
 
 
 def k3(shot: Snapshot) -> Chart:
@@ -75,9 +77,9 @@ def k3(shot: Snapshot) -> Chart:
 def clip(shot: Snapshot) -> Chart:
     """Clip rates: Klaxon's per token and per sequence, and the trainer's own."""
     look = Look(y_title="share of tokens or sequences", y_format=".1~%", zero=True, series=(
-        ("tokens", BLUE, False), ("sequences", PURPLE, False), ("trainer's own", ORANGE, True)))
+        ("tokens", BLUE, False), ("sequences", PURPLE, False), ("trainer", ORANGE, True)))
     rows = [*_frame(shot), *_line(shot.series, "clip_rate", "tokens"), *_line(shot.series, "gspo_clip_rate", "sequences"),
-            *_metric_line(shot, "clip", "trainer's own"), *_events(shot)]
+            *_metric_line(shot, "clip", "trainer"), *_events(shot)]
     return _chart("clip", "Clip rate", "Share of tokens (PPO) and sequences (GSPO) that mismatch alone pushes out of the trust region, "
                   "beside the clip rate the trainer logs.", look, rows, empty=_unscored(shot))
 
@@ -119,11 +121,13 @@ def trainer_metric(shot: Snapshot, what: str, title: str, *, y_title: str, help:
 def specification(look: Look) -> dict[str, Any]:
     """The Vega-Lite specification of a look, without data."""
     labels, colours, dashes = zip(*[(label, colour, [6, 4] if dashed else [1, 0]) for label, colour, dashed in look.series], strict=True)
-    legend = alt.Legend(orient="top", title=None, direction="horizontal", symbolType="stroke", labelLimit=220) if len(labels) > 1 else None
+    legend = alt.Legend(orient="top", title=None, direction="horizontal", symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1,
+                        labelLimit=220, columnPadding=8) if len(labels) > 1 else None
     colour = alt.Color("series:N", scale=alt.Scale(domain=list(labels), range=list(colours)), legend=legend)
     dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=list(labels), range=list(dashes)), legend=legend)
     scale = alt.Scale(type="log", nice=True, clamp=True) if look.log else alt.Scale(zero=look.zero, nice=True)
-    axis = alt.Axis(format=look.y_format, tickCount=5, titlePadding=8)
+    axis = alt.Axis(format=look.y_format, titlePadding=8, tickCount=5,
+                    **({"gridOpacity": alt.condition(_WHOLE_DECADE, alt.value(1), alt.value(0))} if look.log else {}))
     x = alt.X("at:T", title="time, UTC", scale=alt.Scale(type="utc"),
               axis=alt.Axis(tickCount=6, labelOverlap=True, grid=False, labelExpr=_TIME_LABEL))
     y = alt.Y("value:Q", title=look.y_title, scale=scale, axis=axis)
@@ -155,8 +159,9 @@ def _event_layers(layer: Any, x: alt.X) -> list[alt.Chart]:
     return [
         layer("tick").mark_rule(color=GREY, strokeWidth=1.5).encode(x=x, y=alt.value(alt.expr("height - 9")), y2=alt.value("height"), tooltip=hover),
         layer("rule").mark_rule(strokeWidth=1.5, strokeDash=[2, 3]).encode(x=x, color=colour, tooltip=hover),
-        *(layer("rule").transform_filter(f"datum.value === {side}").mark_text(align=align, dx=dx, fontSize=11, fontWeight=600).encode(
-            x=x, y=alt.value(7), text="series:N", color=colour) for side, align, dx in ((0, "left", 4), (1, "right", -4))),
+        *(layer("rule").transform_filter(f"datum.value === {side} && datum.low === {lane}")
+          .mark_text(align=align, dx=dx, fontSize=11, fontWeight=600).encode(x=x, y=alt.value(8 + 13 * lane), text="series:N", color=colour)
+          for side, align, dx in ((0, "left", 4), (1, "right", -4)) for lane in range(_LANES)),
     ]
 
 
@@ -210,18 +215,22 @@ def _events(shot: Snapshot) -> list[dict[str, Any]]:
 
 
 def _rules(events: Sequence[dict[str, Any]], start: float, end: float) -> list[dict[str, Any]]:
-    """One rule for events that would stand on top of each other, named after the gravest; `value` 1 = label to its left."""
+    """One rule for events that would stand on top of each other, named after the gravest.
+
+    `value` 1 = its label stands to its left, `low` = the label's lane.
+    """
     groups: list[list[dict[str, Any]]] = []
     for event in sorted(events, key=lambda item: item["at"]):
-        if groups and event["at"] - groups[-1][0]["at"] < (end - start) / 30:
+        if groups and event["at"] - groups[-1][0]["at"] < (end - start) / 100:
             groups[-1].append(event)
         else:
             groups.append([event])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for group in groups:
         first = min(group, key=lambda item: list(RULES).index(item["kind"]))
         more = len({item["kind"] for item in group}) - 1
-        rows.append({"row": "rule", "at": 1000 * first["at"], "series": RULES[first["kind"]] + (f" +{more}" if more else ""),
+        close = rows and first["at"] - rows[-1]["at"] / 1000 < (end - start) / 3
+        rows.append({"row": "rule", "at": 1000 * first["at"], "low": (rows[-1]["low"] + 1) % _LANES if close else 0.0, "series": RULES[first["kind"]] + (f" +{more}" if more else ""),
                      "value": float(first["at"] > start + 0.8 * (end - start)), "text": " · ".join(item["text"][:160] for item in group[:4])})
     return rows
 

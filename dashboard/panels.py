@@ -130,13 +130,13 @@ def _next_step(diagnosis: Mapping[str, Any]) -> None:
 
 
 def _messages(item: Mapping[str, Any], now: float) -> None:
-    messages = item.get("messages") or ()
+    messages = item.get("notifications") or ()
     if not messages:
         st.caption(":material/outgoing_mail: No message has left yet.")
     for message in messages[-4:]:
-        at = message.get("sent_at") or message.get("at")
         said = ", ".join(plain(part) for part in (message.get("receiver"), message.get("reason"), message.get("state")) if part)
-        st.caption(f":material/outgoing_mail: {said} · {clock(at, now=now)}")
+        st.caption(f":material/outgoing_mail: {said} · {clock(message.get('at'), now=now)}",
+                   help=plain(message["detail"]) if message.get("detail") else None)
 
 
 def pulses(shot: Snapshot) -> None:
@@ -160,12 +160,12 @@ def tiles(shot: Snapshot) -> None:
     share = None if ln_m is None or not ln_a else max(0.0, min(1.0, ln_m / ln_a))
     mean = _value(last, "mean_abs_d")
     cells = [
-        ("Mean |d|", f"{number(mean)} nats", f"{number(mean / floor, digits=2)}× the floor" if mean and floor else "floor not known yet",
+        ("Mean |d|", "–" if mean is None else f"{number(mean)} nats", f"{number(mean / floor, digits=2)}× the floor" if mean and floor else "floor not known yet",
          "Mean |log q − log p| of the sampled tokens in the newest scored batch."),
         ("Clip rate", percent(_value(last, "clip_rate")), "tokens, newest batch", "Share of tokens whose ratio q/p leaves the trust region through mismatch alone."),
         ("Evidence", "–" if share is None else f"{number(ln_m)} of {number(ln_a)}", _road(share),
          "ln M against its alarm threshold ln A."),
-        ("Weight lag", "–" if weights.get("lag") is None else f"{weights['lag']} versions",
+        ("Weight lag", "–" if weights.get("lag") is None else f"{weights['lag']} version{'' if weights['lag'] == 1 else 's'}",
          f"trainer {weights.get('trainer_version') or '–'}, engine {weights.get('engine_version') or '–'}", "How many published versions the engine is behind the trainer."),
     ]
     with st.container(horizontal=True, gap="small", key="tiles"):
@@ -195,7 +195,7 @@ def events(shot: Snapshot) -> None:
         now = float(shot.status.get("now") or 0)
         lines = [f"- {EVENT_ICONS.get(event['kind'], ':material/circle:')} `{clock(event['at'], now=now).removesuffix(' UTC')}` {plain(event['text'])}"
                  for event in shot.events[:EVENTS_SHOWN]]
-        with st.container(height=400, border=False):
+        with st.container(height=400 if len(lines) > 10 else "content", border=False):
             st.markdown("\n".join(lines) if lines else "Nothing has happened in this window.")
 
 

@@ -14,6 +14,7 @@ Tone = Literal["good", "bad", "warn", "info"]
 STALE_SECONDS = 60.0  # a daemon that has not completed a round for this long is not trusted
 TIERS = {0: "Tier 0 · engine only", 1: "Tier 1 · with trainer logprobs", 2: "Tier 2 · with shadow scorer"}
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_AUTOLINKS = ((r"\:\/\/", "\\:\u2060\\/\\/"), (r"www\.", "www\u2060\\."), (r"\@", "\u2060\\@"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +41,15 @@ class Pulse:
 def plain(text: object) -> str:
     """Text from outside as Markdown that shows exactly that text: no links, images, colours or formulas come alive.
 
-    >>> plain("![x](http://evil) :red[no]")
-    '\\\\!\\\\[x\\\\]\\\\(http\\\\:\\\\/\\\\/evil\\\\) \\\\:red\\\\[no\\\\]'
+    An invisible word joiner (U+2060) keeps bare addresses from becoming links.
+
+    >>> print(plain("![x] :red[no] $x$"))
+    \\!\\[x\\] \\:red\\[no\\] \\$x\\$
     """
-    line = " ".join(str(text).split())
-    return _PUNCTUATION.sub(r"\\\1", line)
+    line = _PUNCTUATION.sub(r"\\\1", " ".join(str(text).split()))
+    for found, shown in _AUTOLINKS:
+        line = line.replace(found, shown)
+    return line
 
 
 def duration(seconds: float) -> str:

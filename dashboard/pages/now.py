@@ -94,7 +94,7 @@ def _plot(chart: charts.Chart) -> None:
         st.markdown(f"**{chart.title}**")
         st.caption(words.plain(chart.help))
         if chart.empty:
-            st.info(words.plain(chart.empty), icon=":material/hourglass_empty:")
+            st.markdown(f":material/hourglass_empty: {words.plain(chart.empty)}")
         else:
             st.vega_lite_chart(chart.rows, charts.specification(chart.look), width="stretch", key=f"plot-{chart.name}",
                                alt=f"{chart.title}: {chart.help}")

@@ -6,7 +6,6 @@ and the inputs needed for completion tokens [0, e) are the prompt and completion
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +14,14 @@ from collector.config import ShadowConfig
 from collector.records import Rollout
 
 
-class Refused(Exception):
-    """This rollout cannot be scored; `kind` is what is counted, the text what a human reads."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why some or all tokens of a rollout were not scored."""
 
-    def __init__(self, kind: str, text: str) -> None:
-        self.kind = kind
-        super().__init__(text)
+    request_id: str
+    kind: str  # what is counted
+    text: str  # what a human reads
+    tokens: int  # sampled tokens left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,65 +54,80 @@ class Pass:
         return tuple(step.version for step in self.steps)
 
 
-def check(rollout: Rollout, *, vocab_size: int | None, config: ShadowConfig) -> None:
-    """Is this rollout fit to be scored?
-
-    Raises:
-        Refused: with the reason.
-    """
-    if rollout.n_tokens == 0:
-        raise Refused("completion_empty", "no completion token: nothing was sampled")
-    if rollout.prompt_tokens_P.size == 0:
-        raise Refused("prompt_empty", "no prompt token: the first completion token has nothing to be predicted from")
-    if rollout.sampled_mask_T.size != rollout.n_tokens:
-        raise Refused("length_mismatch", f"sampled_mask has {rollout.sampled_mask_T.size} entries for "
-                                         f"{rollout.n_tokens} tokens")
+def check(rollout: Rollout, *, config: ShadowConfig, version: str | None, prefix_version: str | None) -> Refusal | None:
+    """Why nothing of this rollout can be scored, as far as one sees without a model; None when it is fit."""
     size = rollout.prompt_tokens_P.size + rollout.n_tokens
-    if size > config.max_rollout_tokens:
-        raise Refused("too_long", f"{size} tokens, more than shadow.max_rollout_tokens = {config.max_rollout_tokens}")
-    if rollout.expected_logprobs_mode == "unknown":
-        raise Refused("mode_unknown", "what the trainer takes the logprobs for is unknown: "
-                                      "set trainer.expected_logprobs_mode")
-    if rollout.expected_logprobs_mode == "processed_logprobs" and rollout.sampling.temperature is None:
-        raise Refused("temperature_unknown", "the trainer's temperature is unknown: set trainer.sampling.temperature")
-    if vocab_size is not None:
-        _check_ids(rollout.prompt_tokens_P, "prompt", vocab_size)
-        _check_ids(rollout.completion_tokens_T, "completion", vocab_size)
+    processed = rollout.expected_logprobs_mode == "processed_logprobs"
+    for kind, holds, text in (
+        ("completion_empty", rollout.n_tokens == 0, "no completion token: nothing was sampled"),
+        ("prompt_empty", rollout.prompt_tokens_P.size == 0,
+         "no prompt token: the first completion token has nothing to be predicted from"),
+        ("length_mismatch", rollout.sampled_mask_T.size != rollout.n_tokens,
+         f"sampled_mask has {rollout.sampled_mask_T.size} entries for {rollout.n_tokens} tokens"),
+        ("too_long", size > config.max_rollout_tokens,
+         f"{size} tokens, more than shadow.max_rollout_tokens = {config.max_rollout_tokens}"),
+        ("mode_unknown", rollout.expected_logprobs_mode == "unknown",
+         "what the trainer takes the logprobs for is unknown: set trainer.expected_logprobs_mode"),
+        ("temperature_unknown", processed and rollout.sampling.temperature is None,
+         "the trainer's temperature is unknown: set trainer.sampling.temperature"),
+        ("version_unknown", version is None and not _spans(rollout, None),
+         "which weights generated it is unknown: no weight_versions in the rollout"),
+        ("cached_prompt_tokens_unknown", prefix_version is not None and rollout.cached_prompt_tokens is None,
+         "how much of its prompt came from the prefix cache is unknown"),
+    ):
+        if holds:
+            return _refusal(rollout, kind, text)
+    return None
 
 
-def plan(row: int, rollout: Rollout, *, version: str | None, prefix_version: str | None,
-         kv_on_update: str, count: Callable[[str, int], None]) -> list[Pass]:
-    """The passes of one rollout. `count(reason, tokens)` hears of sampled tokens that no pass will answer.
+def check_ids(rollout: Rollout, vocab_size: int) -> Refusal | None:
+    """A token id the model has no row for; None when all fit."""
+    for part, ids in (("prompt", rollout.prompt_tokens_P), ("completion", rollout.completion_tokens_T)):
+        bad = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+        if bad.size:
+            return _refusal(rollout, "token_out_of_range", (
+                f"{part} token {int(bad[0])} has id {int(ids[bad[0]])}, but the model's vocabulary ends at "
+                f"{vocab_size - 1}: another tokenizer or model?"))
+    return None
+
+
+def outside_spans(rollout: Rollout, version: str | None) -> Refusal | None:
+    """Sampled tokens no weight version span covers; None when every one is covered."""
+    covered_T = np.zeros(rollout.n_tokens, dtype=bool)
+    for start, end, _ in _spans(rollout, version):
+        covered_T[start:end] = True
+    tokens = int((rollout.sampled_mask_T & ~covered_T).sum())
+    text = f"{tokens} tokens lie outside every known weight version span"
+    return Refusal(request_id=rollout.request_id, kind="version_unknown", text=text, tokens=tokens) if tokens else None
+
+
+def plan(row: int, rollout: Rollout, *, version: str | None, prefix_version: str | None, kv_on_update: str) -> list[Pass]:
+    """The passes of one checked rollout.
 
     version None: every token under the version of its span. prefix_version: the first `cached_prompt_tokens` prompt
     tokens keep the KV that version computed; with kv_on_update = "reset" that holds for every span's pass.
-
-    Raises:
-        Refused: nothing can be scored.
     """
-    spans = _spans(rollout, version)
-    sampled_T = rollout.sampled_mask_T
-    in_span_T = np.zeros(rollout.n_tokens, dtype=bool)
-    for start, end, _ in spans:
-        in_span_T[start:end] = True
-    if not spans:
-        raise Refused("version_unknown", "which weights generated it is unknown: no weight_versions in the rollout")
-    count("version_unknown", int((sampled_T & ~in_span_T).sum()))
-    n_prompt, cached = rollout.prompt_tokens_P.size, _cached(rollout, prefix_version)
+    spans, n_prompt = _spans(rollout, version), rollout.prompt_tokens_P.size
+    cached = 0 if prefix_version is None else min(rollout.cached_prompt_tokens or 0, n_prompt - 1)  # the last one is
+    stale = (cached, prefix_version)  # always recomputed: its logits are needed
     passes = []
     if kv_on_update == "keep" and len(spans) > 1:
-        ends = [end for _, end, _ in spans]
-        starts = [0, *ends[:-1]]
-        steps = [Step(start=n_prompt + s - 1 if s else 0, end=n_prompt + e - 1, version=name)
-                 for s, e, (_, _, name) in zip(starts, ends, spans, strict=True)]
-        wanted = np.flatnonzero(sampled_T & in_span_T)
-        passes.append(Pass(row=row, rollout=rollout, steps=_stale(steps, cached, prefix_version), wanted=wanted))
+        steps, wanted, at = [], [], 0
+        for start, end, name in spans:
+            steps.append(Step(start=at, end=n_prompt + end - 1, version=name))
+            wanted.append(start + np.flatnonzero(rollout.sampled_mask_T[start:end]))
+            at = n_prompt + end - 1
+        passes.append(Pass(row=row, rollout=rollout, steps=_stale(steps, *stale), wanted=np.concatenate(wanted)))
     else:
         for start, end, name in spans:
-            wanted = start + np.flatnonzero(sampled_T[start:end])
             steps = [Step(start=0, end=n_prompt + end - 1, version=name)]
-            passes.append(Pass(row=row, rollout=rollout, steps=_stale(steps, cached, prefix_version), wanted=wanted))
+            wanted = start + np.flatnonzero(rollout.sampled_mask_T[start:end])
+            passes.append(Pass(row=row, rollout=rollout, steps=_stale(steps, *stale), wanted=wanted))
     return [item for item in passes if item.wanted.size]
+
+
+def _refusal(rollout: Rollout, kind: str, text: str) -> Refusal:
+    return Refusal(request_id=rollout.request_id, kind=kind, text=text, tokens=int(rollout.sampled_mask_T.sum()))
 
 
 def _spans(rollout: Rollout, version: str | None) -> list[tuple[int, int, str]]:
@@ -131,25 +147,11 @@ def _spans(rollout: Rollout, version: str | None) -> list[tuple[int, int, str]]:
     return spans
 
 
-def _cached(rollout: Rollout, prefix_version: str | None) -> int:
-    """Prompt tokens whose KV is stale. The engine always recomputes the last prompt token."""
-    if prefix_version is None:
-        return 0
-    if rollout.cached_prompt_tokens is None:
-        raise Refused("cached_prompt_tokens_unknown", "how much of its prompt came from the prefix cache is unknown")
-    return min(rollout.cached_prompt_tokens, rollout.prompt_tokens_P.size - 1)
-
-
 def _stale(steps: list[Step], cached: int, prefix_version: str | None) -> tuple[Step, ...]:
+    """The steps with the first `cached` inputs moved to the prefix's version."""
     if prefix_version is None or cached == 0 or steps[0].version == prefix_version:
         return tuple(steps)
     first = steps[0]
     return (Step(start=0, end=cached, version=prefix_version),
             Step(start=cached, end=first.end, version=first.version), *steps[1:])
 
-
-def _check_ids(ids: np.ndarray, part: str, vocab_size: int) -> None:
-    bad = np.flatnonzero((ids < 0) | (ids >= vocab_size))
-    if bad.size:
-        raise Refused("token_out_of_range", f"{part} token {int(bad[0])} has id {int(ids[bad[0]])}, but the model's "
-                                            f"vocabulary ends at {vocab_size - 1}: another tokenizer or model?")

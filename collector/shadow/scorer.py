@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,22 +20,12 @@ from collector.records import Rollout, Score
 from collector.shadow import plan as planning
 from collector.shadow.batches import Batch, Hidden, batches_of, run_batch
 from collector.shadow.model import ShadowModel
-from collector.shadow.plan import Pass, Refused
+from collector.shadow.plan import Pass, Refusal
 from collector.shadow.views import (ALWAYS, TokenSampling, View, entropy, expected, expected_distribution, pick,
                                     sampling_rows)
 from collector.weights.shelf import WeightShelf
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why some or all tokens of a rollout were not scored."""
-
-    request_id: str
-    kind: str  # what is counted
-    text: str  # what a human reads
-    tokens: int
 
 
 class _Rows:
@@ -88,17 +77,12 @@ class ShadowScorer:
         return scores
 
     def _plan(self, row: int, rollout: Rollout, version: str | None, prefix_version: str | None) -> list[Pass]:
-        def count(kind: str, tokens: int) -> None:
-            if tokens:
-                self._refuse(rollout, kind, f"{tokens} tokens lie outside every known weight version span", tokens)
-
-        try:
-            planning.check(rollout, config=self.config, vocab_size=None)
-            return planning.plan(row, rollout, version=version, prefix_version=prefix_version,
-                                 kv_on_update=self.config.kv_on_update, count=count)
-        except Refused as refused:
-            self._refuse(rollout, refused.kind, str(refused), int(rollout.sampled_mask_T.sum()))
+        refusal = planning.check(rollout, config=self.config, version=version, prefix_version=prefix_version)
+        if self._refused(refusal):
             return []
+        self._refused(planning.outside_spans(rollout, version))
+        return planning.plan(row, rollout, version=version, prefix_version=prefix_version,
+                             kv_on_update=self.config.kv_on_update)
 
     def _loadable(self, passes: list[Pass]) -> Iterator[Pass]:
         """Passes whose versions can all be loaded and whose token ids fit; the others are refused and counted."""
@@ -107,17 +91,17 @@ class ShadowScorer:
             by_versions[item.versions].append(item)
         for versions, group in by_versions.items():
             try:
-                sizes = [self.shelf.get(name).vocab_size for name in dict.fromkeys(versions)]
+                vocab_size = min(self.shelf.get(name).vocab_size for name in dict.fromkeys(versions))
             except Unavailable as error:
                 for item in group:
-                    self._refuse(item.rollout, "version_unavailable", str(error), item.wanted.size)
+                    self._refuse(item, "version_unavailable", str(error))
                 continue
             for item in group:
-                try:
-                    planning.check(item.rollout, config=self.config, vocab_size=min(sizes))
+                bad = planning.check_ids(item.rollout, vocab_size)
+                if bad is None:
                     yield item
-                except Refused as refused:
-                    self._refuse(item.rollout, refused.kind, str(refused), item.wanted.size)
+                else:
+                    self._refuse(item, bad.kind, bad.text)
 
     def _score_batch(self, batch: Batch, rows: list[_Rows], views: Mapping[str, View]) -> None:
         try:
@@ -132,7 +116,7 @@ class ShadowScorer:
                 return
             (item,) = batch.passes
             log.warning("scoring %s failed: %s", item.rollout.request_id, error)
-            self._refuse(item.rollout, "forward_failed", f"its forward pass failed: {error}", item.wanted.size)
+            self._refuse(item, "forward_failed", f"its forward pass failed: {error}")
 
     def _head(self, hidden: Hidden, batch: Batch, rows: list[_Rows], views: Mapping[str, View]) -> None:
         """Logits chunk by chunk, every view from each chunk."""
@@ -162,6 +146,13 @@ class ShadowScorer:
         out |= {name: view(logits_NV, token_ids_N, sampling) for name, view in views.items() if view is not expected}
         return {name: values.float().cpu().numpy() for name, values in out.items()}
 
-    def _refuse(self, rollout: Rollout, kind: str, text: str, tokens: int) -> None:
-        self.counts[f"tokens_{kind}"] += tokens
-        self.refusals.append(Refusal(request_id=rollout.request_id, kind=kind, text=text, tokens=tokens))
+    def _refuse(self, item: Pass, kind: str, text: str) -> None:
+        self._refused(Refusal(request_id=item.rollout.request_id, kind=kind, text=text, tokens=item.wanted.size))
+
+    def _refused(self, refusal: Refusal | None) -> bool:
+        """Count and remember a refusal; False when there is none."""
+        if refusal is None:
+            return False
+        self.counts[f"tokens_{refusal.kind}"] += refusal.tokens
+        self.refusals.append(refusal)
+        return True

@@ -1,0 +1,186 @@
+"""vLLM plugin (entry point `vllm.general_plugins`): sees every finished request of the engine it is loaded into.
+
+Two methods of vLLM's V1 output processor and one of its input processor are wrapped; each wrapper calls the original
+first and looks at the result afterwards, inside a try block: whatever goes wrong here is counted, logged once, and the
+engine goes on untouched. The names are private to vLLM, so a version that lacks one is left alone, with a warning; the
+daemon notices by the missing heartbeat.
+
+Observing only: nothing the caller gets is changed. KLAXON_FORCE_LOGPROBS=N is the one exception, opt-in: logprobs are
+asked for where the caller did not, and taken out of the caller's view again.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from klaxon_tap import rollout, settings
+from klaxon_tap.sender import Sender
+
+log = logging.getLogger("klaxon_tap")
+
+FORCED = "_klaxon_forced"
+CONFIG = {"logprobs_mode": ("model_config", "logprobs_mode"), "dtype": ("model_config", "dtype"),
+          "quantization": ("model_config", "quantization"), "model": ("model_config", "model"),
+          "max_model_len": ("model_config", "max_model_len"),
+          "enable_prefix_caching": ("cache_config", "enable_prefix_caching"), "block_size": ("cache_config", "block_size"),
+          "kv_cache_dtype": ("cache_config", "cache_dtype"),
+          "async_scheduling": ("scheduler_config", "async_scheduling"),
+          "enable_chunked_prefill": ("scheduler_config", "enable_chunked_prefill")}
+
+_active: Tap | None = None
+
+
+def register() -> None:
+    """Called by vLLM in every one of its processes; does nothing without KLAXON_URL. Never raises."""
+    global _active
+    try:
+        if _active is None and settings.url() and settings.KillSwitch().on():
+            tap = Tap(settings.url() or "")
+            tap.install()
+            _active = tap
+    except Exception:
+        log.exception("klaxon tap: could not be installed; the engine runs untapped")
+
+
+def active() -> bool:
+    """Is the plugin at work in this process (has it seen the engine here)? The middleware stays passive while it is."""
+    return _active is not None and _active.alive
+
+
+class Tap:
+    """The wrappers and their sender."""
+
+    def __init__(self, url: str) -> None:
+        self.engine, self.config, self.alive, self.faults = settings.engine(), {}, False, 0
+        self.vllm_version: str | None = None
+        self._kill = settings.KillSwitch()
+        self._force = settings.forced_logprobs()
+        self.sender = Sender(url, token=settings.token(), source="plugin", about=self._about)
+
+    def install(self) -> None:
+        """Wrap what this vLLM has; what it lacks is said once."""
+        from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+
+        self.vllm_version = _vllm_version()
+        _wrap(RequestState, "from_new_request", self._from_new_request, is_classmethod=True)
+        _wrap(RequestState, "make_request_output", self._make_request_output)
+        _wrap(OutputProcessor, "__init__", self._engine_seen)
+        try:
+            from vllm.v1.engine.input_processor import InputProcessor
+        except ImportError:
+            log.warning("klaxon tap: this vLLM has no input processor; its config stays unknown")
+            return
+        _wrap(InputProcessor, "__init__", self._config_seen)
+        _wrap(InputProcessor, "process_inputs", self._process_inputs)
+
+    def _about(self) -> dict[str, Any]:
+        return {"engine": self.engine, "vllm_version": self.vllm_version, "config": self.config,
+                "faults": self.faults, "killed": not self._kill.on()}
+
+    def _engine_seen(self, original: Callable[..., Any], processor: Any, *args: Any, **kwargs: Any) -> Any:
+        """The process that builds an output processor is the one that handles requests: only there the sender starts."""
+        result = original(processor, *args, **kwargs)
+        self.alive = True
+        self.sender.start()
+        return result
+
+    def _config_seen(self, original: Callable[..., Any], processor: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(processor, *args, **kwargs)
+        with _Guard(self):
+            whole = getattr(processor, "vllm_config", None)
+            self.config = {name: _plain(getattr(getattr(whole, section, None), key, None))
+                           for name, (section, key) in CONFIG.items()}
+        return result
+
+    def _process_inputs(self, original: Callable[..., Any], processor: Any, *args: Any, **kwargs: Any) -> Any:
+        request = original(processor, *args, **kwargs)
+        with _Guard(self):
+            params = getattr(request, "sampling_params", None)
+            if self._force and params is not None and params.logprobs is None and self._kill.on():
+                params.logprobs = self._force  # vLLM works on its own copy of the caller's parameters
+                setattr(params, "extra_args", {**(params.extra_args or {}), FORCED: True})
+        return request
+
+    def _from_new_request(self, original: Callable[..., Any], cls: Any, *args: Any, **kwargs: Any) -> Any:
+        state = original(*args, **kwargs)
+        with _Guard(self):
+            request = kwargs.get("request") or next((arg for arg in args if hasattr(arg, "sampling_params")), None)
+            state._klaxon_params = getattr(request, "sampling_params", None)
+        return state
+
+    def _make_request_output(self, original: Callable[..., Any], state: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(state, *args, **kwargs)
+        with _Guard(self):
+            reason = kwargs.get("finish_reason", args[2] if len(args) > 2 else None)
+            params = getattr(state, "_klaxon_params", None)
+            if params is None:
+                return result
+            if reason is not None and self._kill.on():
+                self.sender.put(self._message(state, params, str(reason)))
+            if (params.extra_args or {}).get(FORCED):
+                _strip(result)
+        return result
+
+    def _message(self, state: Any, params: Any, reason: str) -> dict[str, Any]:
+        child = state.parent_req is not None
+        labels = {"lora": state.lora_name} if getattr(state, "lora_name", None) else {}
+        return rollout.message(
+            request_id=state.request_id if child else (getattr(state, "external_req_id", None) or state.request_id),
+            prompt=list(state.prompt_token_ids or []), tokens=list(state.detokenizer.output_token_ids),
+            logprobs=state.logprobs_processor.logprobs, params=params, finish_reason=reason,
+            cached=getattr(state, "num_cached_tokens", None), starts=list(getattr(state, "weight_version_starts", [])),
+            engine=self.engine, config=self.config, labels=labels)
+
+
+class _Guard:
+    """Whatever fails inside is counted and logged once; the engine never sees it."""
+
+    def __init__(self, tap: Tap) -> None:
+        self._tap = tap
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._tap.faults += 1
+        if self._tap.faults == 1:
+            log.warning("klaxon tap: a request was not seen (%s: %s); further faults are counted", type(error).__name__, error)
+        return True
+
+
+def _wrap(owner: type, name: str, wrapper: Callable[..., Any], *, is_classmethod: bool = False) -> None:
+    original = getattr(owner, name, None)
+    if original is None:
+        log.warning("klaxon tap: this vLLM has no %s.%s; the tap sees less", owner.__name__, name)
+        return
+
+    @functools.wraps(original)
+    def wrapped(self_or_cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, self_or_cls, *args, **kwargs)
+
+    setattr(owner, name, classmethod(wrapped) if is_classmethod else wrapped)
+
+
+def _strip(result: Any) -> None:
+    """Take forced logprobs out of what the caller gets."""
+    for output in getattr(result, "outputs", []):
+        output.logprobs = None
+        output.cumulative_logprob = None
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value).removeprefix("torch.")
+
+
+def _vllm_version() -> str | None:
+    try:
+        from vllm.version import __version__
+
+        return __version__
+    except ImportError:
+        return None

@@ -21,7 +21,13 @@ from alerts.notifiers import Notifier
 from collector.errors import GiveUp, RetryLater
 
 log = logging.getLogger(__name__)
+SHORTEST_PAUSE_SECONDS = 0.001  # so that one delivery step tries a message once
 LEASE_SECONDS = 60.0  # longer than the slowest send: connect, and an answer, at 20 s each at most
+
+_NEXT = """
+SELECT o.* FROM outbox o WHERE o.receiver = :receiver AND o.state = 'pending' AND o.due_at <= :now AND NOT EXISTS (
+    SELECT 1 FROM outbox p WHERE p.incident_id = o.incident_id AND p.receiver = o.receiver AND p.seq < o.seq AND p.state IN ('pending', 'leased'))
+ORDER BY o.seq LIMIT 1"""
 
 
 class Outbox:
@@ -41,9 +47,8 @@ class Outbox:
         return sum(self._deliver(name, now) for name in names)
 
     def _deliver(self, receiver: str, now: float) -> int:
-        accepted, tried = 0, set()
-        while (row := self._claim(receiver, now, skip=tried)) is not None:
-            tried.add(row["id"])
+        accepted = 0
+        while (row := self._claim(receiver, now)) is not None:
             accepted += self._attempt(row, receiver, now)
         return accepted
 
@@ -66,22 +71,17 @@ class Outbox:
         self.counts["sent"] += 1
         return True
 
-    def _claim(self, receiver: str, now: float, *, skip: set[str]) -> sqlite3.Row | None:
+    def _claim(self, receiver: str, now: float) -> sqlite3.Row | None:
         """Lease the oldest due message that has no unfinished predecessor."""
         with self._database.transaction() as connection:
             wait = connection.execute("SELECT not_before FROM receivers WHERE name = ?", (receiver,)).fetchone()
             if wait is not None and wait["not_before"] > now:
                 return None
-            free = "(o.state = 'pending' OR (o.state = 'leased' AND o.leased_until <= :now))"
-            connection.execute(
-                f"UPDATE outbox AS o SET state = 'superseded' WHERE receiver = :receiver AND {free} AND EXISTS (SELECT 1 FROM outbox n"
-                " WHERE n.incident_id = o.incident_id AND n.receiver = o.receiver AND n.seq > o.seq AND n.state = 'pending')",
-                {"receiver": receiver, "now": now})
-            rows = connection.execute(
-                f"SELECT o.* FROM outbox o WHERE o.receiver = :receiver AND {free} AND o.due_at <= :now AND NOT EXISTS (SELECT 1 FROM outbox p"
-                " WHERE p.incident_id = o.incident_id AND p.receiver = o.receiver AND p.seq < o.seq AND p.state IN ('pending', 'leased'))"
-                " ORDER BY o.seq LIMIT :limit", {"receiver": receiver, "now": now, "limit": len(skip) + 1}).fetchall()
-            row = next((row for row in rows if row["id"] not in skip), None)
+            connection.execute("UPDATE outbox SET state = 'pending', leased_until = NULL"
+                               " WHERE receiver = ? AND state = 'leased' AND leased_until <= ?", (receiver, now))
+            while (row := connection.execute(_NEXT, {"receiver": receiver, "now": now}).fetchone()) is not None:
+                if not _superseded(connection, row):
+                    break
             if row is not None:
                 connection.execute("UPDATE outbox SET state = 'leased', leased_until = ?, attempts = attempts + 1,"
                                    " first_tried_at = coalesce(first_tried_at, ?) WHERE id = ?", (now + LEASE_SECONDS, now, row["id"]))
@@ -92,13 +92,14 @@ class Outbox:
             self._bury(row, receiver, f"not delivered for {self._config.give_up_after_seconds:.0f} s; last: {error}")
             return
         ceiling = min(self._config.backoff_max_seconds, self._config.backoff_seconds * 2.0 ** min(row["attempts"], 60))
-        due_at = now + (after_seconds if after_seconds is not None else self._jitter.uniform(0.0, ceiling))
+        pause = after_seconds if after_seconds is not None else self._jitter.uniform(0.0, ceiling)
+        due_at = now + max(pause, SHORTEST_PAUSE_SECONDS)
         with self._database.transaction() as connection:
             connection.execute("UPDATE outbox SET state = 'pending', leased_until = NULL, due_at = ?, error = ? WHERE id = ?",
                                (due_at, error, row["id"]))
-            connection.execute("UPDATE outbox SET due_at = max(due_at, ?), attempts = max(attempts, ?) WHERE state = 'pending' AND seq > ?"
-                               " AND incident_id = ? AND receiver = ?",
-                               (due_at, row["attempts"] + 1, row["seq"], row["incident_id"], receiver))
+            connection.execute("UPDATE outbox SET due_at = max(due_at, ?), attempts = max(attempts, ?)"
+                               " WHERE incident_id = ? AND receiver = ? AND seq > ? AND state = 'pending'",
+                               (due_at, row["attempts"] + 1, row["incident_id"], receiver, row["seq"]))
             if after_seconds is not None:  # the receiver asked everybody to wait, not just this message
                 connection.execute("INSERT INTO receivers VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET not_before = excluded.not_before",
                                    (receiver, due_at))
@@ -127,3 +128,12 @@ class Outbox:
         return int(self._database.rows(
             "SELECT count(*) AS n FROM outbox o LEFT JOIN receivers r ON r.name = o.receiver WHERE o.state = 'leased'"
             " OR (o.state = 'pending' AND o.due_at <= ? AND coalesce(r.not_before, 0) <= ?)", now, now)[0]["n"])
+
+
+def _superseded(connection: sqlite3.Connection, row: sqlite3.Row) -> bool:
+    """Newest state wins: a message that came back unsent gives way to one written while it was out."""
+    newer = connection.execute("SELECT 1 FROM outbox WHERE incident_id = ? AND receiver = ? AND seq > ? AND state = 'pending'",
+                               (row["incident_id"], row["receiver"], row["seq"])).fetchone()
+    if newer is not None:
+        connection.execute("UPDATE outbox SET state = 'superseded' WHERE id = ?", (row["id"],))
+    return newer is not None

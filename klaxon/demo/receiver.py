@@ -129,10 +129,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(204, "")
 
     def _answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8", headers: dict[str, str] | None = None) -> None:
-        body = text.encode()
+        try:
+            self._write(status, text.encode(), kind, headers or {})
+        except OSError:
+            self.close_connection = True  # the sender has gone and will come again
+
+    def _write(self, status: int, body: bytes, kind: str, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff",
-                            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", **(headers or {})}.items():
+                            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

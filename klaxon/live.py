@@ -131,6 +131,8 @@ class Live:
             spots.append(f"{unscored} of {seen} rollouts could not be scored (weights not available, or refused)")
         if dropped := daemon.taps.dropped():
             spots.append(f"{dropped} rollouts dropped inside the engine's tap")
+        if silent := daemon.taps.without_logprobs():
+            spots.append(f"{silent} requests whose client asked for no logprobs (KLAXON_FORCE_LOGPROBS=1 on the tap asks for them)")
         if daemon.bank.learning and self.tier > 0:
             spots.append("slow drift: the battery is still learning what normal looks like")
         return spots

@@ -62,6 +62,11 @@ class TapBook:
         with self._lock:
             return sum(int(beat.get("dropped", 0) or 0) for beat in self._beats.values())
 
+    def without_logprobs(self) -> int:
+        """Requests nobody asked logprobs of: nothing to compare (KLAXON_FORCE_LOGPROBS asks for them)."""
+        with self._lock:
+            return sum(int(beat.get("without_logprobs", 0) or 0) for beat in self._beats.values())
+
     def _compare(self, engine: str, before: dict[str, Any], after: dict[str, Any]) -> None:
         for key in before.keys() & after.keys():
             if before[key] != after[key]:

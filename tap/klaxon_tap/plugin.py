@@ -55,6 +55,7 @@ class Tap:
 
     def __init__(self, url: str) -> None:
         self.engine, self.config, self.alive, self.faults = settings.engine(), {}, False, 0
+        self.without_logprobs = 0
         self.vllm_version: str | None = None
         self._kill = settings.KillSwitch()
         self._force = settings.forced_logprobs()
@@ -78,7 +79,8 @@ class Tap:
 
     def _about(self) -> dict[str, Any]:
         return {"engine": self.engine, "vllm_version": self.vllm_version, "config": self.config,
-                "faults": self.faults, "killed": not self._kill.on()}
+                "faults": self.faults,
+                "without_logprobs": self.without_logprobs, "killed": not self._kill.on()}
 
     def _engine_seen(self, original: Callable[..., Any], processor: Any, *args: Any, **kwargs: Any) -> Any:
         """The process that builds an output processor is the one that handles requests: only there the sender starts."""
@@ -119,10 +121,16 @@ class Tap:
             if params is None:
                 return result
             if reason is not None and self._kill.on():
-                self.sender.put(self._message(state, params, str(reason)))
+                self._report(state, params, str(reason))
             if (params.extra_args or {}).get(FORCED):
                 _strip(result)
         return result
+
+    def _report(self, state: Any, params: Any, reason: str) -> None:
+        if params.logprobs is None:
+            self.without_logprobs += 1  # nobody asked for logprobs: there is nothing to compare, and the daemon hears how often
+        else:
+            self.sender.put(self._message(state, params, reason))
 
     def _message(self, state: Any, params: Any, reason: str) -> dict[str, Any]:
         child = state.parent_req is not None

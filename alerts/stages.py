@@ -26,14 +26,16 @@ def group(notices: Notices, log: Log, now: float) -> Notices:
 
 def inhibit(notices: Notices, log: Log, now: float) -> Notices:
     """A cause silences its consequences; a resolved notice still goes out to whoever was told."""
-    return tuple(_inhibited(notice, log) for notice in notices)
+    wanted = {cause for causes in INHIBITED_BY.values() for cause in causes}
+    possible = tuple(case for case in log.open_cases if case.fault in wanted)
+    return tuple(_inhibited(notice, possible) for notice in notices)
 
 
-def _inhibited(notice: Notice, log: Log) -> Notice:
-    if notice.reason is not None or not notice.case.is_open:
-        return notice
+def _inhibited(notice: Notice, possible: tuple[Case, ...]) -> Notice:
     causes = INHIBITED_BY.get(notice.case.fault, ())
-    for other in log.open_cases:
+    if not causes or notice.reason is not None or not notice.case.is_open:
+        return notice
+    for other in possible:
         if other.fault in causes and other.incident.run == notice.case.incident.run and _same_place(other, notice.case):
             return replace(notice, reason=NotifyReason.INHIBITED, detail=f"{other.fault} is open ({other.incident.id}) and explains it")
     return notice

@@ -3,12 +3,13 @@
 Question.    An engine with a bfloat16 head rounds its logits to multiples of 1/16 or 1/32 (for logits of size 4 to 16).
              Differences of reported logprobs are differences of logits divided by the temperature in the report.
 Statistic.   For a hypothetical T: share of top-1 − top-j differences, times T, that are multiples of 1/32. Right T: nearly
-             all; wrong T: about 2·tolerance·32 by chance.
+             all; wrong T: about 2·tolerance·32 by chance, unless it is a simple fraction of the right one (0.8 and 1): then
+             the right T lies on the coarser lattice, seen in the shares for 1/16 and 1/8.
 Units.       Share of differences, in [0, 1].
 When it lies. A float32 head has no lattice at any T (then nothing is said). Logprobs that were themselves rounded lie on a
              lattice of their own: then the values, not only their differences, are multiples of 1/32, and nothing is said.
-             The head's step is known up to a factor of two, so T is too: the declared T wins, then 1 (a raw report), then
-             the T nearest to the declared one. Raw reports at a declared T of 0.5 are taken for right.
+             The head's step is known up to a factor of two, so T is too: only T within a factor √2 of the declared one and
+             T = 1 (a raw report) are asked. Raw reports at a declared T of 0.5 are taken for right.
 Source.      Reference measurements: 99 % on-lattice for a bf16 head (n = 992), 2 % for a float32 head.
 """
 
@@ -22,9 +23,10 @@ import numpy as np
 
 from collector.records import Rollout
 
-STEP = 1 / 32
+STEPS = (1 / 32, 1 / 16, 1 / 8)
 TOLERANCE_NATS = 2e-4
 CLEAR_SHARE = 0.9
+CLEAR_LEAD = 0.1
 MIN_DIFFERENCES = 200
 
 
@@ -44,13 +46,23 @@ def lattice_test(rollouts: Iterable[Rollout], *, temperature: float | None) -> L
     if differences_N.size < MIN_DIFFERENCES:
         return None
     declared = temperature or None
-    shares = {t: _share(differences_N, t) for t in _grid(declared)}
-    clear = [t for t in (declared, 1.0, max(shares, key=lambda t: shares[t])) if t is not None and shares[t] >= CLEAR_SHARE]
-    rounded = _share(values_N, 1.0) > 0.5
+    shares = {t: _shares(differences_N, t) for t in _grid(declared)}
     return Lattice(
-        differences=differences_N.size, share_at_one=shares[1.0], share_at_declared=shares[declared] if declared else None,
-        report_temperature=clear[0] if clear and not rounded else None,
+        differences=differences_N.size, share_at_one=shares[1.0][0], share_at_declared=shares[declared][0] if declared else None,
+        report_temperature=None if _shares(values_N, 1.0)[0] > 0.5 else _clear(shares, declared),
     )
+
+
+def _clear(shares: dict[float, list[float]], declared: float | None) -> float | None:
+    """The one temperature whose lattice is clearly the coarsest; the declared one when it is as good as any."""
+    depth = {t: sum(values) / len(values) for t, values in shares.items() if values[0] >= CLEAR_SHARE}
+    if not depth:
+        return None
+    first = max(depth, key=lambda t: depth[t])
+    if declared in depth and depth[declared] > depth[first] - CLEAR_LEAD:
+        return declared
+    lead = depth[first] - max((value for t, value in depth.items() if t != first), default=0.0)
+    return first if lead > CLEAR_LEAD else None
 
 
 def _grid(declared: float | None) -> list[float]:
@@ -69,10 +81,11 @@ def _differences(rollouts: Iterable[Rollout]) -> tuple[np.ndarray, np.ndarray]:
                 differences.append(top[0] - top[1:])
                 values.append(top[1:])
     gaps_N = np.concatenate(differences)
-    keep_N = gaps_N > STEP
+    keep_N = gaps_N > STEPS[0]
     return gaps_N[keep_N], np.concatenate(values)[keep_N]
 
 
-def _share(values_N: np.ndarray, temperature: float) -> float:
-    steps_N = values_N * temperature / STEP
-    return float((np.abs(steps_N - np.round(steps_N)) * STEP <= TOLERANCE_NATS).mean())
+def _shares(values_N: np.ndarray, temperature: float) -> list[float]:
+    """Share of values × T on the lattice of each step, finest first."""
+    scaled_N = values_N * temperature
+    return [float((np.abs(scaled_N - step * np.round(scaled_N / step)) <= TOLERANCE_NATS).mean()) for step in STEPS]

@@ -1,0 +1,141 @@
+"""One function per explanation: what would the engine have reported if this fault were true? [N] nats per token.
+
+A fault with a free parameter is fitted on one fold of the rollouts and predicts the other, both ways round, so every token
+is predicted by a parameter that never saw it. `EXPLANATIONS` is the registry: cause → function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from collector.errors import InputError
+from diagnosis.audit import transforms
+from diagnosis.bench import PENALTIES, TRUNCATIONS, Bench, name_of
+from diagnosis.projection import projection
+
+OUTSIDE_SHARE = 0.01
+"""An explanation under which more of the sampled tokens than this were impossible is refuted; a few boundary tokens are not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One explanation's prediction, out of fold."""
+
+    cause: str  # one of CAUSES
+    values_N: np.ndarray  # float64 [N] nats; −inf = impossible under this explanation
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    stable: bool = True  # both folds chose the same parameter, or nearly
+    evidence: tuple[str, ...] = ()
+
+
+def healthy(bench: Bench) -> Prediction:
+    """What the trainer assumes, under the version that generated each token."""
+    return Prediction(cause="healthy", values_N=bench.view("expected"))
+
+
+def raw_logprobs(bench: Bench) -> Prediction | None:
+    """The other logprobs mode than the trainer assumes; None where both modes are the same thing."""
+    modes = {rollout.expected_logprobs_mode for rollout in bench.sheet.rollouts}
+    if not any(transforms(rollout.sampling) for rollout in bench.sheet.rollouts):
+        return None
+    if modes == {"raw_logprobs"}:
+        return Prediction(cause="raw_logprobs", values_N=bench.view("processed"), parameters={"reports": "processed_logprobs"},
+                          evidence=("the trainer expects raw logprobs, the engine reports processed ones",))
+    return Prediction(cause="raw_logprobs", values_N=bench.view("raw"), parameters={"reports": "raw_logprobs"})
+
+
+def temperature(bench: Bench) -> Prediction | None:
+    """Processed logprobs at a fitted temperature."""
+    sheet, grid_F = bench.sheet, bench.temperatures_F
+    if bench.at_temperature(1.0) is None:
+        return None
+    error_FN = np.stack([np.abs(sheet.engine_N - bench.at_temperature(t)) for t in grid_F])
+    chosen = [grid_F[int(error_FN[:, sheet.fold_N == fold].sum(axis=1).argmin())] for fold in (0, 1)]
+    values_N = np.where(sheet.fold_N == 0, bench.at_temperature(chosen[1]), bench.at_temperature(chosen[0]))
+    best = float(grid_F[int(error_FN.sum(axis=1).argmin())])
+    stable = abs(np.log(chosen[0] / chosen[1])) < 0.1
+    declared = sorted({r.sampling.temperature for r in sheet.rollouts if r.sampling.temperature is not None})
+    said = ", ".join(f"{t:g}" for t in declared) or "undeclared"
+    return Prediction(
+        cause="temperature", values_N=values_N, parameters={"temperature": round(best, 3)}, stable=stable,
+        evidence=(f"reports fit T = {best:.2f} best ({chosen[0]:.2f} and {chosen[1]:.2f} on the two halves); the trainer assumes {said}",),
+    )
+
+
+def truncation(bench: Bench) -> Prediction | None:
+    """Another top-p, top-k or min-p than the trainer assumes, renormalised over the kept tokens."""
+    return _best_of("truncation", {name_of(s): (bench.setting(s), s) for s in TRUNCATIONS}, bench)
+
+
+def penalties(bench: Bench) -> Prediction | None:
+    """A repetition penalty the trainer does not know of."""
+    return _best_of("penalties", {name_of(s): (bench.setting(s), s) for s in PENALTIES}, bench)
+
+
+def stale_weights(bench: Bench) -> Prediction | None:
+    """The engine kept older weights than the label says."""
+    variants = {name: (values_N, {"version": name}) for name, values_N in bench.older_weights().items()}
+    found = _best_of("stale_weights", variants, bench)
+    if found is None:
+        return None
+    where = {name: projection(bench.sheet, bench.view("expected"), values_N) for name, (values_N, _) in variants.items()}
+    return replace(found, evidence=tuple(f"version {name}: {one.text}" for name, one in where.items() if one is not None))
+
+
+def stale_prefix_cache(bench: Bench) -> Prediction | None:
+    """Cached prompt tokens kept the KV of older weights; only requests that hit the cache are concerned."""
+    variants = {name: (values_N, {"kv_version": name}) for name, values_N in bench.older_prefix().items()}
+    found = _best_of("stale_prefix_cache", variants, bench)
+    if found is None:
+        return None
+    sheet, healthy_N = bench.sheet, bench.view("expected")
+    parts = [f"{label} {sheet.residual(healthy_N, mask_N):.4f} nats over {int(mask_N.sum()):,} tokens"
+             for label, mask_N in (("with", sheet.cached_N), ("without", ~sheet.cached_N)) if mask_N.any()]
+    evidence = (f"as healthy, requests {' and '.join(parts)} of a prefix-cache hit",)
+    return replace(found, evidence=evidence)
+
+
+def _best_of(cause: str, variants: Mapping[str, tuple[np.ndarray, Mapping[str, Any]]], bench: Bench) -> Prediction | None:
+    """The variant with the least residual on the other fold; None without an admissible one."""
+    sheet = bench.sheet
+    usable = {name: item for name, item in variants.items() if np.isneginf(item[0]).mean() <= OUTSIDE_SHARE}
+    if not usable:
+        return None
+    chosen = [min(usable, key=lambda name: sheet.residual(usable[name][0], sheet.fold_N == fold)) for fold in (0, 1)]
+    values_N = np.where(sheet.fold_N == 0, usable[chosen[1]][0], usable[chosen[0]][0])
+    best = min(usable, key=lambda name: sheet.residual(usable[name][0]))
+    outside = int(np.isneginf(values_N).sum())
+    evidence = (f"{outside} sampled tokens lie outside the kept set and are left out of the residual",) if outside else ()
+    return Prediction(cause=cause, values_N=values_N, parameters=dict(usable[best][1]), stable=chosen[0] == chosen[1], evidence=evidence)
+
+
+EXPLANATIONS: dict[str, Callable[[Bench], Prediction | None]] = {
+    "healthy": healthy,
+    "raw_logprobs": raw_logprobs,
+    "temperature": temperature,
+    "stale_weights": stale_weights,
+    "stale_prefix_cache": stale_prefix_cache,
+    "truncation": truncation,
+    "penalties": penalties,
+}
+"""Cause → what the engine would have reported. engine_numerics, non_finite and unexplained predict nothing: see compete.py."""
+
+DEAR = ("truncation", "penalties")
+"""Asked only when the others leave something unexplained: their views cost as much as all the others together."""
+
+
+def predictions(bench: Bench, causes: Iterable[str]) -> list[Prediction]:
+    """Every one of these explanations that has something to say about these rollouts, in order.
+
+    Raises:
+        InputError: an explanation returned the wrong number of tokens.
+    """
+    found = [EXPLANATIONS[cause](bench) for cause in causes]
+    for one in found:
+        if one is not None and one.values_N.shape != bench.sheet.engine_N.shape:
+            raise InputError(f"{one.values_N.shape} predictions for {bench.sheet.tokens} tokens", field=one.cause, where="diagnosis")
+    return [one for one in found if one is not None]

@@ -1,0 +1,56 @@
+"""What an alarm is worth: last clean version, tainted requests, share of tokens, and what the clip does to them.
+
+Pure over what is passed: (batch number, rollout, score or None) of recent rollouts. "Tainted" starts at the earliest
+plausible changed batch, "clean" ends just before it. A policy ratio outside [1 − ε, 1 + ε] on data that should be on
+policy is a token whose gradient the trainer's clip removes or bends: the clip rate's rise is the share of the policy
+gradient that is biased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from collector import signals
+from collector.records import Rollout, Score
+
+Seen = tuple[int, Rollout, Score | None]
+
+
+def impact(records: Sequence[Seen], *, change_t: tuple[int, int], eps_low: float = 0.2, eps_high: float = 0.2) -> dict[str, Any]:
+    """JSON-able facts; None where the records at hand cannot tell.
+
+    Keys: last_clean_version, first_tainted_version, tainted_requests, tainted_tokens, token_share (of all tokens at hand),
+    mean_abs_d_before, mean_abs_d_after (nats), clip_rate_before, clip_rate_after, gradient_bias_share.
+    """
+    clean = [record for record in records if record[0] < change_t[0]]
+    tainted = [record for record in records if record[0] >= change_t[0]]
+    before, after = _metrics(clean, eps_low, eps_high), _metrics(tainted, eps_low, eps_high)
+    tokens = _tokens(tainted)
+    everything = tokens + _tokens(clean)
+    rise = None if None in (before["clip_rate"], after["clip_rate"]) else max(0.0, after["clip_rate"] - before["clip_rate"])
+    return {
+        "last_clean_version": _version(clean[::-1]), "first_tainted_version": _version(tainted), "tainted_requests": len(tainted),
+        "tainted_tokens": tokens, "token_share": tokens / everything if everything else None,
+        "mean_abs_d_before": before["mean_abs_d"], "mean_abs_d_after": after["mean_abs_d"],
+        "clip_rate_before": before["clip_rate"], "clip_rate_after": after["clip_rate"],
+        "gradient_bias_share": after["clip_rate"] if rise is None else rise,
+    }
+
+
+def _metrics(records: Iterable[Seen], eps_low: float, eps_high: float) -> dict[str, float | None]:
+    slices = [item for _, rollout, score in records if score is not None
+              for item in signals.slice_stats(rollout, score, eps_low=eps_low, eps_high=eps_high)]
+    if not slices:
+        return {"mean_abs_d": None, "clip_rate": None}
+    values = signals.metrics(signals.total(slices))
+    return {name: values[name] if values["n_tokens"] else None for name in ("mean_abs_d", "clip_rate")}
+
+
+def _tokens(records: Iterable[Seen]) -> int:
+    return sum(int(rollout.sampled_mask_T.sum()) for _, rollout, _ in records)
+
+
+def _version(records: Iterable[Seen]) -> str | None:
+    """Version label of the first of these records that has one."""
+    return next((rollout.weight_versions[-1].version for _, rollout, _ in records if rollout.weight_versions), None)

@@ -72,7 +72,7 @@ def compose(case: Case, *, reason: str, detail: str, budget_text: str, dashboard
         Section(name="Where", text="; ".join(dict.fromkeys(words.where(each.slice) for each in incident.drifts[:5]))),
         Section(name="Why", text=_why(drift, diagnosis)),
         Section(name="Impact", text=_impact(diagnosis)),
-        Section(name="Fix", text=words.clean(diagnosis.fix) if diagnosis is not None else ""),
+        Section(name="Fix", text=words.clean(diagnosis.fix, limit=600) if diagnosis is not None else ""),
         Section(name="Do next", text=_next(drift, diagnosis), code=True),
     )
     still_needed = parts if case.is_open else tuple(part for part in parts if part.name not in ("Fix", "Do next"))
@@ -175,14 +175,18 @@ def _impact(diagnosis: Diagnosis | None) -> str:
     """Known names and numbers only: request ids become a count, anything else is left out."""
     found = dict(diagnosis.impact) if diagnosis is not None else {}
     said = []
-    if found.get("last_clean_version") is not None:
-        said.append(f"last clean weight version {words.clean(found['last_clean_version'], limit=40)}")
+    for key, label in (("last_clean_version", "last clean weight version"), ("first_tainted_version", "first tainted")):
+        if found.get(key) is not None:
+            said.append(f"{label} {words.clean(found[key], limit=40)}")
     tainted = found.get("tainted_requests")
     count = len(tainted) if isinstance(tainted, Sized) and not isinstance(tainted, str) else _as_number(tainted)
-    if count is not None:
-        said.append(f"{count:,.0f} tainted rollouts since the change")
-    if (share := _as_number(found.get("token_share"))) is not None:
-        said.append(f"{words.amount(share, 'fraction')} of the tokens since the change are tainted")
+    if count:
+        share = _as_number(found.get("token_share"))
+        of = f", {words.amount(share, 'fraction')} of the tokens at hand" if share is not None else ""
+        said.append(f"{count:,.0f} scored rollouts since the change are tainted{of}")
+    before, after = _as_number(found.get("clip_rate_before")), _as_number(found.get("clip_rate_after"))
+    if before is not None and after is not None:
+        said.append(f"PPO clip rate from the mismatch alone {words.amount(before, 'fraction')} before, {words.amount(after, 'fraction')} since")
     line = "; ".join(said)
     return f"{line[:1].upper()}{line[1:]}." if said else ""
 

@@ -117,7 +117,7 @@ def where(slice_: Mapping[str, str]) -> str:
     """
     named = {key: value for key, value in slice_.items() if value not in (None, "")}
     if not named:
-        return "the whole run: no single replica or position stands out"
+        return "the whole run; no replica or position was singled out"
     return ", ".join(f"{SLICE_KEYS.get(key, clean(key, limit=30))} {clean(value, limit=80)}" for key, value in named.items())
 
 

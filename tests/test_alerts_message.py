@@ -26,13 +26,14 @@ Evidence ln M = 14.2 crossed the threshold ln A = 9.98 in batch 18; leading stre
 Since
 between 05:14:00 and 05:18:00 UTC, 21 Nov 2026 (batches 16 to 17)
 Where
-the whole run: no single replica or position stands out
+the whole run; no replica or position was singled out
 Why
 raw_logprobs (confident)
 • explains all but 0.0182 nats a token, over 1,024 tokens; the next best, temperature, leaves 0.19
 • the tap reports logprobs_mode = raw_logprobs
 Impact
-Last clean weight version 41; 318 tainted rollouts since the change; 37 % of the tokens since the change are tainted.
+Last clean weight version 41; first tainted 42; 318 scored rollouts since the change are tainted, 37 % of the tokens at hand; \
+PPO clip rate from the mismatch alone 0.2 % before, 11 % since.
 Fix
 Start the engine with logprobs_mode=processed_logprobs.
 Do next
@@ -59,7 +60,7 @@ FIRST_IN_TEXT = """\
            not measured yet.
   Alarm    Evidence ln M = 14.2 crossed the threshold ln A = 9.98 in batch 18; leading stream self_bet:+0.6.
   Since    between 05:14:00 and 05:18:00 UTC, 21 Nov 2026 (batches 16 to 17)
-  Where    the whole run: no single replica or position stands out
+  Where    the whole run; no replica or position was singled out
   Why      Not known yet. Leading explanation: raw_logprobs, from the stream that raised the alarm.
   Do next  $ klaxon status
   Sent because this is the first notice of this incident. False-alarm budget: 1 per 30 days; a healthy run
@@ -122,7 +123,7 @@ def test_rollout_text_ids_and_secrets_never_enter_a_message() -> None:
     for shown in (as_text(sent), json.dumps(as_slack(sent)), json.dumps(as_webhook(sent)), sent.to_json()):
         for forbidden in ("PRIVATE", "31337", "hunter22", "abcdef123456", "c2VjcmV0"):
             assert forbidden not in shown
-        assert "2 tainted rollouts" in shown
+        assert "2 scored rollouts" in shown
 
 
 def test_markup_in_data_is_escaped_for_slack() -> None:

@@ -48,6 +48,7 @@ class Watch(threading.Thread):
         self.last_batch: BatchStats | None = None
         self._statistical: Drift | None = None  # the statistical alarm that is firing
         self._clean_levels: deque[float] = deque(maxlen=CLEAN_LEVELS)
+        self._recent: deque[BatchStats] = deque(maxlen=200)
         self._since_alarm: deque[BatchStats] = deque(maxlen=200)
         self._noted: dict[tuple[str, tuple], Fact] = {}  # facts seen since the last batch closed
         self._facts_seen: dict[str, int] = {}  # fingerprint of a fact's open incident → last batch in which it held
@@ -92,8 +93,9 @@ class Watch(threading.Thread):
         evidence, drifts = self.bank.update(batch)
         self.store.append_batch(batch, evidence, ln_m=self.bank.ln_m, ln_a=self.bank.ln_a)
         self.last_batch = batch
+        self._recent.append(batch)
         self._remember_level(batch)
-        self._page(drifts, now, closed_at=batch.closed_at)
+        self._page([self._sized(drift) for drift in drifts], now, closed_at=batch.closed_at)
         self._release_facts(batch, now)
         if self._statistical is not None and not batch.missing:
             self._since_alarm.append(batch)
@@ -103,6 +105,13 @@ class Watch(threading.Thread):
     def _remember_level(self, batch: BatchStats) -> None:
         if self._statistical is None and not self.bank.firing and batch.slices:
             self._clean_levels.append(metrics(total(batch.slices))["mean_abs_d"])
+
+    def _sized(self, drift: Drift) -> Drift:
+        """The drift with its effect: mean |d| of the batches since the change, nats; as it is where nothing was compared."""
+        since = [item for batch in self._recent if batch.t >= drift.change_t[1] for item in batch.slices]
+        if drift.kind == "fact" or not since:
+            return drift
+        return replace(drift, effect=metrics(total(since))["mean_abs_d"], effect_unit="nats")
 
     def _page(self, drifts: Sequence[Drift], now: float, closed_at: float | None = None) -> None:
         statistical = [drift for drift in drifts if drift.kind == "statistical"]

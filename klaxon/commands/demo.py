@@ -25,11 +25,12 @@ def demo(fault: Annotated[Fault, typer.Option(help="What goes wrong halfway thro
          replay: Annotated[bool, typer.Option("--replay", help="No engine, no torch: play recordings of real V0 and V1 engines.")] = False,
          directory: Annotated[Path, typer.Option("--dir", help="Folder of the demo's run.")] = Path(".cache/demo")) -> None:
     """Run a real vLLM engine, a real GRPO loop, Klaxon and its page; break something halfway and watch the alarm."""
-    from klaxon.demo.orchestrate import DemoOptions, run_demo
-    from klaxon.demo.replay import run_replay
-
     if replay:
+        from klaxon.demo.replay import run_replay
+
         raise typer.Exit(run_replay(directory / "replay", dashboard=dashboard, exit_after=exit_, as_json=json_))
+    from klaxon.demo.orchestrate import DemoOptions, run_demo
+
     options = DemoOptions(fault=fault.value, steps=steps, exit_after=exit_, dashboard=dashboard, as_json=json_,
                           directory=directory)
     raise typer.Exit(run_demo(options))

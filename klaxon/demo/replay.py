@@ -24,9 +24,9 @@ from klaxon.demo.children import Child, Children, free_port
 from klaxon.demo.player import PHASES, Phase, play
 from klaxon.demo.settings import demo_alerts, write_config
 
-SECONDS_A_PHASE = 14.0
+SECONDS_A_PHASE = 12.0
 BATCH_SECONDS = 1.0
-SETTLE_SECONDS = 6.0
+SETTLE_SECONDS = 3.0
 
 
 def run_replay(folder: Path, *, dashboard: bool, exit_after: bool, as_json: bool, api_port: int = 8765,

@@ -14,6 +14,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ log = logging.getLogger("klaxon.store")
 
 _REPLAY_CHUNK = 64  # batches held in memory at a time while reading a run back
 _DAY = 86_400.0
+_FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException, duckdb.TransactionException)
 
 
 class Store:
@@ -42,6 +44,8 @@ class Store:
         self.path = Path(path)
         self.notices: list[str] = []  # what went wrong while opening, in words for the operator
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
+        self._invalid = False  # after a fatal fault DuckDB refuses everything until the file is opened again
         self._settings = {"memory_limit": memory_limit, "threads": threads, "enable_external_access": False,
                           "autoinstall_known_extensions": False, "autoload_known_extensions": False}
         self._connection = self._open()
@@ -150,8 +154,24 @@ class Store:
     def _wal(self) -> Path:
         return self.path.with_name(self.path.name + ".wal")
 
-    def _cursor(self) -> _Cursor:
-        return _Cursor(self._connection, self.path)
+    @contextmanager
+    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """One cursor a call, closed afterwards; DuckDB's faults become Unavailable with a hint."""
+        with self._opening:
+            if self._invalid:
+                self._connection.close()
+                self._connection, self._invalid = self._open(), False
+            try:
+                cursor = self._connection.cursor()
+            except duckdb.Error:
+                raise Unavailable(f"{self.path}: the store is closed") from None
+        try:
+            yield cursor
+        except _FAULTS as error:
+            self._invalid = self._invalid or isinstance(error, duckdb.FatalException)
+            raise Unavailable(f"{self.path}: {_first_line(error)}; check free disk space and [store] memory_limit") from None
+        finally:
+            cursor.close()
 
     def _rows(self, sql: str, params: Sequence[Any]) -> list[dict[str, Any]]:
         return self.query_arrow(sql, params).to_pylist(maps_as_pydicts="strict")
@@ -163,17 +183,17 @@ class Store:
                 for table, rows in tables.items():
                     if rows:
                         _insert(cursor, table, rows)
-                cursor.commit()
             except BaseException:
                 _rollback(cursor)
                 raise
+            cursor.commit()  # a failed commit has already ended the transaction
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return duckdb.connect(str(self.path), config=self._settings)
         except duckdb.Error as error:
-            if "replaying WAL" not in str(error):
+            if "replaying WAL" not in str(error) or "Could not write" in str(error):
                 raise Unavailable(_open_hint(self.path, error)) from None
             return self._reopen_without_wal(str(error))
         except OSError as error:
@@ -218,25 +238,6 @@ class Store:
             return meta["request_key"]
 
 
-class _Cursor:
-    """One cursor a call, closed afterwards; DuckDB's own errors become Unavailable with a hint."""
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-        self._connection, self._path = connection, path
-
-    def __enter__(self) -> duckdb.DuckDBPyConnection:
-        try:
-            self._cursor = self._connection.cursor()
-        except duckdb.Error:
-            raise Unavailable(f"{self._path}: the store is closed") from None
-        return self._cursor
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self._cursor.close()
-        if isinstance(error, (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)):
-            raise Unavailable(f"{self._path}: {_first_line(error)}; check free disk space and [store] memory_limit") from None
-
-
 def _insert(cursor: duckdb.DuckDBPyConnection, table: str, rows: list[dict[str, Any]]) -> None:
     cursor.register("micro_batch", to_arrow(table, rows))
     cursor.execute(f"INSERT INTO {table} SELECT * FROM micro_batch").fetchall()
@@ -246,7 +247,7 @@ def _insert(cursor: duckdb.DuckDBPyConnection, table: str, rows: list[dict[str, 
 def _rollback(cursor: duckdb.DuckDBPyConnection) -> None:
     try:
         cursor.rollback()
-    except duckdb.Error as error:  # a fatal error has already ended the transaction
+    except duckdb.Error as error:  # a fatal fault has already ended the transaction
         log.warning("rollback: %s", _first_line(error))
 
 

@@ -196,12 +196,14 @@ def _ago(seconds: float) -> str:
 
 
 LOSSES = {
-    "refused": "rollouts refused as bad data", "length_mismatch": "of those, with fewer logprobs than tokens",
-    "deferred_bodies": "pushes told to wait (inbox full)", "dropped_inbox_full": "rollouts dropped, inbox full",
-    "dropped_by_taps": "rollouts dropped inside the engine's tap", "dropped_overload": "rollouts thinned out under load",
-    "unscored": "rollouts sampled but not scored", "aborted": "requests the engine aborted", "late": "rollouts that came after their batch",
-    "metrics_refused": "trainer metric lines refused", "nonfinite": "logprobs that were NaN or infinite",
-    "score_errors": "scoring errors", "views_missing": "explanations that could not be computed",
+    "refused": "rollouts or lines refused as bad data", "length_mismatch": "of those, with fewer or more logprobs than tokens",
+    "unauthorised": "pushes without the right token", "deferred_bodies": "pushes told to wait (inbox full)",
+    "dropped_inbox_full": "rollouts dropped, inbox full", "dropped_by_taps": "rollouts dropped inside the engine's tap",
+    "unscored": "rollouts sampled but not scored", "tokens_unscored": "tokens of sampled rollouts left out of the score",
+    "aborted": "requests aborted before their first token", "late": "rollouts that came after their batch was closed",
+    "nonfinite": "logprobs that were NaN or infinite", "metrics_refused": "trainer metric lines refused",
+    "scorer_errors": "scoring rounds that failed", "worker_errors": "rounds of the worker that failed",
+    "tick_errors": "batches that could not be judged or stored", "chore_errors": "chores that failed",
 }
 """Counts that mean something was not seen, in words."""
 

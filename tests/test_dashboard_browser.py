@@ -168,7 +168,7 @@ def test_the_page_shows_verdict_tier_heartbeats_and_what_is_not_seen(page):
     expect(page.locator(".st-key-pulse-engine")).to_contain_text("vLLM 0.32.0")
     for name in ("tap", "scorer", "klaxon"):
         expect(page.locator(f".st-key-pulse-{name}")).to_contain_text(re.compile("ago|now"))
-    expect(page.locator(".st-key-unseen")).to_contain_text("7 rollouts refused as bad data")
+    expect(page.locator(".st-key-unseen")).to_contain_text("7 rollouts or lines refused")
     expect(page.locator(".st-key-unseen")).to_contain_text("the dark side")
 
 

@@ -79,7 +79,7 @@ def test_pulses_tell_alive_late_and_absent_apart():
 
 def test_losses_show_known_counts_even_at_zero_and_unknown_ones_when_they_happen():
     found = words.losses({"seen": 9, "refused": 0, "dropped_by_taps": 2, "dropped_gremlins": 5, "dropped_nothing": 0})
-    assert found == [("dropped gremlins", 5), ("rollouts dropped inside the engine's tap", 2), ("rollouts refused as bad data", 0)]
+    assert found == [("dropped gremlins", 5), ("rollouts dropped inside the engine's tap", 2), ("rollouts or lines refused as bad data", 0)]
 
 
 def test_a_chart_changes_its_rows_never_its_specification():

@@ -25,6 +25,29 @@ for t in range(store.next_t(), 1_000_000):
 """
 
 
+FULL_DISK = """
+import os, resource, signal, sys
+from collector.errors import Unavailable
+from collector.records import BatchStats
+from collector.store import Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # past the limit a write fails, as on a full disk
+store = Store(sys.argv[1], threads=1)
+batch = lambda t: BatchStats(t=t, opened_at=0.0, closed_at=1.0, counts={"x" * 500: t})
+for t in range(20):
+    store.append_batch(batch(t))
+resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(sys.argv[1] + ".wal") + 100, resource.RLIM_INFINITY))
+for attempt in (lambda: store.append_batch(batch(20)), store.checkpoint, lambda: store.append_batch(batch(20))):
+    try:
+        attempt()
+        print("written")
+    except Unavailable as error:
+        print("refused" if "free disk space" in str(error) else f"other:{error}")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+store.append_batch(batch(20))
+print([item.t for item in store.read_batches()] == list(range(21)))
+"""
+
+
 def acknowledged_until_killed(path, *, lines: int) -> int:
     """Run the writer, kill -9 it after some acknowledgements, and return the last t it acknowledged."""
     with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as writer:
@@ -63,6 +86,13 @@ def test_a_damaged_log_is_moved_aside_and_said_and_life_goes_on(tmp_path):
     assert path.with_name("k.duckdb.wal.broken-0").exists()
     with Store(path) as store:
         assert len(list(store.read_batches())) == len(kept) + 1 and not store.notices
+
+
+def test_a_full_disk_refuses_in_plain_words_and_the_store_goes_on_once_there_is_room(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "k.duckdb")], capture_output=True, text=True)
+    assert done.stdout.split() == ["refused"] * 3 + ["True"], done.stderr
+    with Store(tmp_path / "k.duckdb") as store:
+        assert [item.t for item in store.read_batches()] == list(range(21)) and not store.notices
 
 
 def test_a_second_owner_is_refused_in_plain_words(tmp_path):

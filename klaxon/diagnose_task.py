@@ -38,8 +38,15 @@ class Diagnostician:
 
     def quick(self, drifts: Sequence[Drift]) -> Diagnosis | None:
         """The leading explanation at the moment of the alarm, marked not confident."""
-        return quick_diagnosis(drifts, engine_config=self.taps.engine_config(),
-                               expected_mode=self.config.trainer.expected_logprobs_mode)
+        found = quick_diagnosis(drifts, engine_config=self.taps.engine_config(),
+                                expected_mode=self.config.trainer.expected_logprobs_mode)
+        return found and self._addressed(found)
+
+    def _addressed(self, found: Diagnosis) -> Diagnosis:
+        """The commands with this run's addresses filled in."""
+        if not self.config.engine.url:
+            return found
+        return replace(found, next=found.next.replace("ENGINE_URL", self.config.engine.url.rstrip("/")))
 
     def start(self, drift: Drift) -> None:
         """Queue the competition for `drift`; without a shadow the quick diagnosis stays."""
@@ -74,7 +81,7 @@ class Diagnostician:
         except KlaxonError as error:
             self.say("diagnosis_failed", f"diagnosis did not finish: {error}", {})
             return
-        verdict = with_impact(verdict, recent, drift)
+        verdict = self._addressed(with_impact(verdict, recent, drift))
         sure = "confident" if verdict.confident else "not sure"
         self.say("diagnosis", f"{verdict.verdict} ({sure}) from {verdict.tokens} tokens in {time.monotonic() - started:.1f} s",
                  {"verdict": verdict.verdict, "confident": verdict.confident})

@@ -9,6 +9,7 @@ version of their own, push them into the engine. Run it beside Klaxon (KLAXON_UR
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -48,7 +49,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--engine", required=True, help="base URL of the vLLM server")
     parser.add_argument("--model", required=True, type=Path, help="Hugging Face folder to start from")
     parser.add_argument("--out", required=True, type=Path, help="folder for weights/ and metrics.jsonl")
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=24, help="0 = until stopped")
     parser.add_argument("--prompts", type=int, default=4, help="questions a step")
     parser.add_argument("--completions", type=int, default=8, help="rollouts a question")
     parser.add_argument("--max-tokens", type=int, default=24, help="longest completion")
@@ -78,7 +79,7 @@ class Trainer:
     def run(self) -> None:
         """All steps."""
         folder = self._publish(0)
-        for step in range(self._options.steps):
+        for step in range(self._options.steps) if self._options.steps else itertools.count():
             if self._engine.version() != folder.name:  # also after the engine was restarted from its base model
                 self._engine.push(folder, folder.name)
             folder = self._step(step, folder)
@@ -100,7 +101,7 @@ class Trainer:
         clock.lap("publish_seconds")
         self._engine.push(published, published.name, keep_cache=stale)
         clock.lap("push_seconds")
-        self._report(step, int(folder.name), rollouts, metrics | clock.laps)
+        self._report(step, int(folder.name), rollouts, metrics | clock.laps | {"stale_cache": float(stale)})
         return published
 
     def _judge(self, rollouts: list[Rollout]) -> None:

@@ -42,9 +42,9 @@ class Engine:
 
     def __init__(self, *, model: Path, port: int, log: Path, logprobs_mode: str | None = "processed_logprobs",
                  tap: Mapping[str, str] | None = None) -> None:
-        self.url, self.port, self.log = f"http://127.0.0.1:{port}", port, log
-        self.child = Child("engine", engine_command(model, port, logprobs_mode, gpu=has_gpu()), log=log,
-                           env={**engine_environment(gpu=has_gpu()), "KLAXON_ENGINE": self.url, **(tap or {})})
+        self.url, self.port, self.log, self.on_gpu = f"http://127.0.0.1:{port}", port, log, has_gpu()
+        self.child = Child("engine", engine_command(model, port, logprobs_mode, gpu=self.on_gpu), log=log,
+                           env={**engine_environment(gpu=self.on_gpu), "KLAXON_ENGINE": self.url, **(tap or {})})
 
     def start(self) -> None:
         """Start the server; returns at once.
@@ -82,6 +82,11 @@ class Engine:
         except httpx.HTTPError:
             return False
 
+    def describe(self) -> str:
+        """Name and version, as the running server tells them. Raises httpx.HTTPError when it does not answer."""
+        version = httpx.get(f"{self.url}/version", timeout=10.0, trust_env=False).json()["version"]
+        return f"vLLM {version} V1 ({'GPU' if self.on_gpu else 'CPU'})"
+
     def stop(self) -> None:
         """Stop it with all its workers: SIGINT first, then less politely."""
         self.child.stop(int_seconds=20.0)
@@ -102,12 +107,10 @@ def engine_environment(*, gpu: bool) -> dict[str, str]:
     """Environment of the server. Dev mode opens the weight-update routes; it is why the server stays on loopback."""
     environment = {**_OFFLINE, "VLLM_SERVER_DEV_MODE": "1"}
     if not gpu:
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-        # All cores of a small machine, half of a large one: trainer and scorer compute while the engine idles.
-        used = cores if len(cores) <= 4 else cores[: max(4, min(16, len(cores) // 2))]
-        # Threads that spin while idle would take those cores from the trainer.
-        environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, used)),
-                        "OMP_WAIT_POLICY": "PASSIVE"}
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # Threads pinned to cores that others use, or spinning while idle, slow the engine and its neighbours ten-fold.
+        environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                        "OMP_NUM_THREADS": str(min(cores, 16)), "OMP_WAIT_POLICY": "PASSIVE"}
     return environment
 
 

@@ -8,7 +8,9 @@ depends on which tokens were drawn, so choosing by it would bend the null of the
 The **hint coin** is a second chance for suspicious rollouts (repetition, cut off, cache hit with surprise). Rollouts
 it alone keeps are marked `base_coin=False`: they feed per-request checks and weighted estimates only.
 
-Both coins are hashes of (seed, request id): independent of the content, the same on every replay.
+The base coin is a hash of (seed, weight version, prompt): a group keeps or loses all its rollouts together, because
+scoring the first of a group pays for the prompt and the rest are nearly free; it knows nothing of what was sampled. The
+hint coin is a hash of (seed, request id). Both are the same on every replay.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class TwoCoinSampler:
         self.config = config
         self._minute: int | None = None
         self._tokens: dict[Stratum, int] = defaultdict(int)  # offered in the running minute
+        self._prompts: set[str] = set()  # groups offered in the running minute: a prompt is forwarded once
         self._probability: dict[Stratum, float] = {}
         self._default = 1.0  # a stratum never seen: what an even share would allow
 
@@ -49,9 +52,11 @@ class TwoCoinSampler:
         """Flip both coins for one rollout; `now` is UTC seconds."""
         self._roll_minute(now)
         stratum = stratum_of(rollout)
-        self._tokens[stratum] += rollout.prompt_tokens_P.size + rollout.n_tokens
+        group = group_of(rollout)
+        self._tokens[stratum] += rollout.n_tokens + (0 if group in self._prompts else rollout.prompt_tokens_P.size)
+        self._prompts.add(group)
         p_base = self._probability.get(stratum, self._default)
-        base = _coin(self.config.seed, "base", rollout.request_id) < p_base
+        base = _coin(self.config.seed, "base", group) < p_base
         hinted = suspicious(rollout)
         p_hint = self.config.hint_probability if hinted else 0.0
         hint = _coin(self.config.seed, "hint", rollout.request_id) < p_hint
@@ -70,6 +75,7 @@ class TwoCoinSampler:
         offered = dict(self._tokens) if gap == 1 else {}
         self._probability, self._default = base_probabilities(offered, self.config)
         self._tokens.clear()
+        self._prompts.clear()
         self._minute = minute
 
 
@@ -94,6 +100,12 @@ def stratum_of(rollout: Rollout) -> Stratum:
     return rollout.replica, version, int(np.searchsorted(_PROMPT_BUCKETS, rollout.prompt_tokens_P.size))
 
 
+def group_of(rollout: Rollout) -> str:
+    """Name of the group: rollouts of one prompt under one weight version."""
+    digest = hashlib.blake2b(rollout.prompt_tokens_P.tobytes(), digest_size=12).hexdigest()
+    return f"{stratum_of(rollout)[1]}:{digest}"
+
+
 def suspicious(rollout: Rollout) -> bool:
     """Cheap hints that a rollout deserves a second chance: loops, a non-finite report, or a very unlikely token."""
     tokens_T, logprobs_T = rollout.completion_tokens_T, rollout.engine_logprobs_T[rollout.sampled_mask_T]
@@ -102,6 +114,6 @@ def suspicious(rollout: Rollout) -> bool:
     return bool(looping or unlikely or not np.isfinite(logprobs_T).all())
 
 
-def _coin(seed: int, name: str, request_id: str) -> float:
-    digest = hashlib.blake2b(f"{seed}:{name}:{request_id}".encode(), digest_size=8).digest()
+def _coin(seed: int, name: str, key: str) -> float:
+    digest = hashlib.blake2b(f"{seed}:{name}:{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64

@@ -10,7 +10,7 @@ from collector.sources.config import SamplerConfig
 
 
 def rollout(name, *, tokens=10, replica="a", logprob=-0.5, prompt=20):
-    return Rollout(request_id=name, engine=replica, prompt_tokens_P=np.zeros(prompt, np.int32),
+    return Rollout(request_id=name, engine=replica, prompt_tokens_P=np.frombuffer(name.ljust(4 * prompt).encode(), np.int32),
                    completion_tokens_T=np.arange(tokens, dtype=np.int32), sampled_mask_T=np.ones(tokens, bool),
                    engine_logprobs_T=np.full(tokens, logprob, np.float32),
                    weight_versions=(WeightSpan(start=0, end=tokens, version="1"),))
@@ -39,6 +39,17 @@ def test_the_base_coin_never_falls_below_its_floor():
     assert found["a", None, 0] == 0.02
 
 
+def test_a_group_is_kept_or_left_as_a_whole_and_its_prompt_counts_once():
+    sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=1500, hint_probability=0))
+    for i in range(100):  # 100 groups of 8: 20 prompt and 80 completion tokens each
+        for j in range(8):
+            sampler.draw(replace(rollout(f"g{i}"), request_id=f"g{i}-{j}"), now=0.0)
+    kept = [{sampler.draw(replace(rollout(f"h{i}"), request_id=f"h{i}-{j}"), now=61.0).base for j in range(8)} for i in range(200)]
+    assert all(len(coins) == 1 for coins in kept)
+    assert sampler.draw(rollout("h0"), now=61.0).rollout is None or sampler.draw(rollout("h0"), now=61.0).rollout.inclusion_probability == pytest.approx(0.15)
+    assert stats.binomtest(sum(coins == {True} for coins in kept), 200, 0.15).pvalue > 1e-4
+
+
 def test_the_same_request_gets_the_same_coin_on_every_replay():
     def keep():
         sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=300, hint_probability=0))
@@ -51,6 +62,7 @@ def test_the_base_coin_does_not_look_at_the_tokens_or_their_logprobs():
     sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=300, hint_probability=0))
     for i in range(100):
         sampler.draw(rollout(f"warm-{i}"), now=0.0)
+    assert sampler._default < 0.2  # so that agreement of two draws means something
     plain = sampler.draw(rollout("same"), now=61.0)
     odd = sampler.draw(replace(rollout("same", logprob=-15.0, tokens=17)), now=61.0)
     assert plain.base == odd.base

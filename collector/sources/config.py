@@ -20,7 +20,7 @@ class SamplerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    tokens_per_minute: int = Field(60_000, ge=1, description="budget of tokens (prompt + completion) to score a minute")
+    tokens_per_minute: int = Field(60_000, ge=1, description="budget of tokens to score a minute (completions, and each group's prompt once)")
     min_probability: float = Field(0.01, gt=0, le=1, description="the base coin never falls below this")
     hint_probability: float = Field(0.25, ge=0, le=1, description="second chance of a rollout that looks odd (repetition, surprise, cut off)")
-    seed: int = Field(20261121, description="seed of both coins; the coin of a request depends on it and the request id alone")
+    seed: int = Field(20261121, description="seed of both coins")

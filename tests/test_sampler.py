@@ -62,10 +62,10 @@ def test_the_base_coin_does_not_look_at_the_tokens_or_their_logprobs():
     sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=300, hint_probability=0))
     for i in range(100):
         sampler.draw(rollout(f"warm-{i}"), now=0.0)
-    assert sampler._default < 0.2  # so that agreement of two draws means something
-    plain = sampler.draw(rollout("same"), now=61.0)
-    odd = sampler.draw(replace(rollout("same", logprob=-15.0, tokens=17)), now=61.0)
-    assert plain.base == odd.base
+    names = [f"same-{i}" for i in range(200)]
+    plain = [sampler.draw(rollout(name), now=61.0).base for name in names]
+    odd = [sampler.draw(rollout(name, logprob=-15.0, tokens=17), now=61.0).base for name in names]
+    assert plain == odd and 0 < sum(plain) < 100
 
 
 def test_a_rollout_only_the_hint_coin_keeps_is_marked_so():

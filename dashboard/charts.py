@@ -95,7 +95,7 @@ def evidence(shot: Snapshot) -> Chart:
 
 def weights(shot: Snapshot) -> Chart:
     """Weight versions: the trainer's newest, and the one the engine generates with."""
-    look = Look(y_title="weight version", step=True, series=(("trainer", ORANGE, False), ("engine", BLUE, False)))
+    look = Look(y_title="weight version", step=True, series=(("engine", BLUE, False), ("trainer", ORANGE, True)))
     published = pd.DataFrame([{"closed_at": row.get("published_at") or row.get("seen_at"), "version": float(row["version"])}
                               for row in shot.weights if str(row.get("version")).isdecimal() and (row.get("published_at") or row.get("seen_at"))],
                              columns=["closed_at", "version"]).sort_values("closed_at")
@@ -104,7 +104,7 @@ def weights(shot: Snapshot) -> Chart:
     published = pd.concat([part for part in (before, inside) if len(part)]) if len(published) else published
     if len(published):
         published = pd.concat([published, published.tail(1).assign(closed_at=shot.end)])
-    rows = [*_frame(shot), *_line(published, "version", "trainer"), *_line(shot.series, "version_max", "engine"), *_events(shot)]
+    rows = [*_frame(shot), *_line(shot.series, "version_max", "engine"), *_line(published, "version", "trainer"), *_events(shot)]
     return _chart("weights", "Weight version", "What the trainer has published and what the engine generates with: a widening gap is lag, a flat engine line is an update that never arrived.",
                   look, rows, empty="No numbered weight version is known yet: point [weights] at the trainer's folder, or announce versions from the trainer.")
 

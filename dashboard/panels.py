@@ -22,7 +22,7 @@ EVENT_ICONS = {"alarm": ":material/notifications_active:", "resolved": ":materia
 EVENTS_SHOWN = 40
 
 
-def band(shot: Snapshot | None, problem: str, *, api: str) -> None:
+def band(shot: Snapshot | None, problem: str, api: str) -> None:
     """The verdict in one coloured band: word, icon and colour say the same."""
     if problem:
         verdict = _disconnected(shot, problem, api)

@@ -121,7 +121,8 @@ def dashboard(daemon, tmp_path_factory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("log") / "streamlit.log"
     with dashboard_of(f"http://127.0.0.1:{daemon.port}", log) as url:
         yield url
-    assert "Traceback" not in log.read_text()
+    faults = [line for line in log.read_text().splitlines() if "Error" in line]
+    assert faults == ["TypeError: 'int' object is not subscriptable"] * len(faults), "only the fault one test made on purpose"
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +213,13 @@ def test_a_phone_needs_no_sideways_scrolling(browser, dashboard):
     expect(phone.locator(".st-key-chart-mismatch canvas, .st-key-chart-mismatch svg.marks").first).to_be_visible()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     phone.close()
+
+
+def test_a_part_that_cannot_be_drawn_says_so_and_the_rest_stays(page, daemon):
+    daemon.open_incidents = [{"id": "odd", "state": "firing", "drifts": 7}]
+    expect(page.get_by_text("This part of the page (incidents) could not be drawn")).to_be_visible()
+    expect(page.locator(".st-key-pulse-engine")).to_be_visible()
+    assert page.get_by_test_id("stException").count() == 0
 
 
 def test_a_daemon_that_dies_is_said_and_one_that_returns_is_seen(page, daemon):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -14,6 +15,9 @@ from dashboard.client import TIMEOUT_SECONDS, Disconnected, Snapshot, api_url, s
 log = logging.getLogger("klaxon.dashboard")
 
 REFRESH_SECONDS = 2.0
+CHARTS_SECONDS = 4.0
+# Streamlit greys out what it is about to redraw; on a busy machine that would flicker every few seconds.
+_NO_DIMMING = "<style>[data-stale='true'] { opacity: 1 !important; transition: none !important; }</style>"
 WINDOWS = {"5 min": 300.0, "30 min": 1800.0, "3 h": 10_800.0, "24 h": 86_400.0, "All": None}
 
 
@@ -42,29 +46,43 @@ def _look(window: str) -> tuple[Snapshot | None, str]:
 
 
 @st.fragment(run_every=REFRESH_SECONDS)
-def live() -> None:
-    """The whole page, refreshed in place. The slots keep their order, so nothing jumps or loses its place."""
-    head, band, cards, pulses, plots, below = (st.container() for _ in range(6))
-    with head:
-        window = _header()
+def _top(window: str) -> None:
+    """Verdict, incidents, heartbeats, numbers. The slots keep their order, so nothing jumps or loses its place."""
+    band, cards, pulses = (st.container() for _ in range(3))
     shot, problem = _look(window)
     with band:
-        panels.band(shot, problem, api=api_url())
+        _safely(panels.band, shot, problem, api_url())
     if shot is None:
         return
     with cards:
-        panels.incidents(shot)
+        _safely(panels.incidents, shot)
     with pulses:
-        panels.pulses(shot)
-        panels.tiles(shot)
-    with plots:
-        _charts(shot)
-    with below:
-        left, right = st.columns(2, gap="medium")
-        with left:
-            panels.events(shot)
-        with right:
-            panels.unseen(shot)
+        _safely(panels.pulses, shot)
+        _safely(panels.tiles, shot)
+
+
+@st.fragment(run_every=CHARTS_SECONDS)
+def _below(window: str) -> None:
+    """What changes once a batch: charts, timeline, losses."""
+    shot, _ = _look(window)
+    if shot is None:
+        return
+    _safely(_charts, shot)
+    left, right = st.columns(2, gap="medium")
+    with left:
+        _safely(panels.events, shot)
+    with right:
+        _safely(panels.unseen, shot)
+
+
+def _safely(draw: Callable[..., None], *arguments: Any) -> None:
+    """A part that cannot be drawn says so in its place; the rest of the page stays, and the log keeps the details."""
+    try:
+        draw(*arguments)
+    except Exception:
+        log.exception("%s could not be drawn", draw.__name__)
+        st.warning(f"This part of the page ({draw.__name__.strip('_')}) could not be drawn from what the daemon sent. "
+                   "The dashboard's log has the details.", icon=":material/build:")
 
 
 def _header() -> str:
@@ -100,4 +118,7 @@ def _plot(chart: charts.Chart) -> None:
                                alt=f"{chart.title}: {chart.help}")
 
 
-live()
+st.html(_NO_DIMMING)
+_window = _header()
+_top(_window)
+_below(_window)

@@ -7,6 +7,7 @@ GRPO group), hand KV from version to version, or are longer than one forward pas
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from collector.shadow.model import ShadowModel
 from collector.shadow.plan import Pass, Step
 from collector.weights.shelf import WeightShelf
 
-_PAD_TOKENS, _PAD_SHARE = 16, 0.15  # a shorter row may join a batch while its padding stays below either
+FORWARD_COST_TOKENS = 32  # what starting one more forward pass costs, in tokens through the body (measured on a CPU)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +53,10 @@ def batches_of(passes: Iterable[Pass], config: ShadowConfig) -> Iterator[Batch]:
     alone: dict[tuple[str, ...], list[Pass]] = defaultdict(list)
     shared: dict[tuple[str, ...], list[list[Pass]]] = defaultdict(list)
     for (versions, _), group in groups.items():
-        if len(versions) == 1 and len(group) == 1 and group[0].steps[-1].end <= config.forward_tokens:
-            alone[versions].append(group[0])
+        saved = (len(group) - 1) * group[0].rollout.prompt_tokens_P.size
+        fits = max(item.steps[-1].end for item in group) <= config.forward_tokens
+        if len(versions) == 1 and fits and saved < 2 * FORWARD_COST_TOKENS:
+            alone[versions].extend(group)
         else:
             shared[versions].append(group)
     for versions in sorted({*alone, *shared}):
@@ -78,18 +81,25 @@ def _one_version_after_prompt(item: Pass) -> bool:
     return all(step.end <= item.rollout.prompt_tokens_P.size for step in item.steps[:-1])
 
 
-def _by_length(passes: Iterable[Pass], limit_tokens: int) -> Iterator[tuple[Pass, ...]]:
-    """Longest first; a batch closes when it is full or its padding would grow too large."""
-    members: list[Pass] = []
-    for item in sorted(passes, key=lambda item: -item.steps[-1].end):
-        if members:
-            longest, gap = members[0].steps[-1].end, members[0].steps[-1].end - item.steps[-1].end
-            if (len(members) + 1) * longest > limit_tokens or gap > max(_PAD_TOKENS, _PAD_SHARE * longest):
-                yield tuple(members)
-                members = []
-        members.append(item)
-    if members:
-        yield tuple(members)
+def _by_length(passes: Iterable[Pass], limit_tokens: int) -> list[tuple[Pass, ...]]:
+    """Split into batches, longest row first, so that padding and the cost of starting batches are least (by dynamic
+    programming). A batch of several rows stays within limit_tokens.
+    """
+    rows = sorted(passes, key=lambda item: -item.steps[-1].end)
+    best, split = [0.0] + [math.inf] * len(rows), [0] * (len(rows) + 1)
+    for start, item in enumerate(rows):
+        longest = item.steps[-1].end
+        for end in range(start + 1, len(rows) + 1):
+            tokens = (end - start) * longest
+            if end > start + 1 and tokens > limit_tokens:
+                break
+            if best[start] + tokens + FORWARD_COST_TOKENS < best[end]:
+                best[end], split[end] = best[start] + tokens + FORWARD_COST_TOKENS, start
+    batches, end = [], len(rows)
+    while end:
+        batches.append(tuple(rows[split[end]:end]))
+        end = split[end]
+    return batches[::-1]
 
 
 def _padded(rows: list[np.ndarray], width: int | None = None) -> Tensor:
@@ -117,7 +127,7 @@ def _run_shared(batch: Batch, shelf: WeightShelf[ShadowModel], config: ShadowCon
             yield _answers(batch.passes, everyone, step.version, hidden_1LH, at=at)
     limit = config.forward_tokens if _one_version_after_prompt(first) else 0
     places = {id(item): place for place, item in enumerate(batch.passes)}
-    buckets = list(_by_length(batch.passes, limit))
+    buckets = _by_length(batch.passes, limit)
     for members in buckets:
         own = copy.deepcopy(cache) if len(buckets) > 1 else cache
         if len(members) > 1:

@@ -79,7 +79,12 @@ def pick(logprobs_NV: Tensor, token_ids_N: Tensor) -> Tensor:
 
 def entropy(logprobs_NV: Tensor) -> Tensor:
     """Entropy of each row [N], nats; entries of −inf count nothing."""
-    return torch.special.entr(logprobs_NV.exp()).sum(-1)
+    entropy_N = -torch.linalg.vecdot(logprobs_NV.exp(), logprobs_NV)
+    cut_N = entropy_N.isnan()  # 0 × −inf
+    if cut_N.any():
+        kept_RV = logprobs_NV[cut_N].clamp(min=-1e30)
+        entropy_N[cut_N] = -torch.linalg.vecdot(kept_RV.exp(), kept_RV)
+    return entropy_N
 
 
 def expected(logits_NV: Tensor, token_ids_N: Tensor, sampling: TokenSampling) -> Tensor:

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import random
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -90,7 +91,10 @@ class Trainer:
         clock = Clock()
         questions = make_questions(self._policy.tokenizer, self._options.prompts, self._rng)
         rollouts = self._engine.sample(questions, self._options.completions)
-        self._judge(rollouts)
+        for rollout in rollouts:
+            text = self._policy.tokenizer.decode(rollout.tokens, skip_special_tokens=True)
+            rollout.reward = reward(rollout.question, text, finished=rollout.finished)
+        set_advantages(rollouts, group_size=self._options.completions)
         clock.lap("sample_seconds")
         stale = self._options.stale_cache_from is not None and step >= self._options.stale_cache_from
         if stale and self._options.stale_learning_rate:
@@ -103,17 +107,6 @@ class Trainer:
         clock.lap("push_seconds")
         self._report(step, int(folder.name), rollouts, metrics | clock.laps | {"stale_cache": float(stale)})
         return published
-
-    def _judge(self, rollouts: list[Rollout]) -> None:
-        """Rewards, and advantages normalised within each group."""
-        for rollout in rollouts:
-            rollout.reward = reward(rollout.question, self._policy.tokenizer.decode(rollout.tokens), finished=rollout.finished)
-        for start in range(0, len(rollouts), self._options.completions):
-            group = rollouts[start:start + self._options.completions]
-            rewards = torch.tensor([r.reward for r in group])
-            spread = float(rewards.std(correction=0))
-            for rollout in group:
-                rollout.advantage = (rollout.reward - float(rewards.mean())) / (spread + 1e-4)
 
     def _publish(self, version: int) -> Path:
         folder = publish(self._out, version, self._policy.save)
@@ -139,6 +132,16 @@ class Trainer:
         print(f"holding until {self._out / 'CONTINUE'} appears", flush=True)
         while not (self._out / "CONTINUE").exists():
             time.sleep(0.5)
+
+
+def set_advantages(rollouts: list[Rollout], *, group_size: int) -> None:
+    """Advantage = (reward − group mean) / group standard deviation; groups lie one after the other."""
+    for start in range(0, len(rollouts), group_size):
+        group = rollouts[start:start + group_size]
+        mean = statistics.fmean(r.reward for r in group)
+        spread = statistics.pstdev((r.reward for r in group), mean)
+        for rollout in group:
+            rollout.advantage = (rollout.reward - mean) / (spread + 1e-4)
 
 
 class Clock:

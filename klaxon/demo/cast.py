@@ -89,7 +89,7 @@ class Cast:
         """The GRPO loop, with extra arguments. Raises Unavailable when it cannot be run."""
         self._start("trainer", [sys.executable, str(TRAINER), "--engine", self._engine.url, "--model", str(self._model),
                                 "--out", str(self.folder.training), "--temperature", str(TEMPERATURE), *arguments],
-                    {**self._tap, "HF_HUB_OFFLINE": "1"})
+                    {**self._tap, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"})
 
     def check(self) -> None:
         """Raises Unavailable, with the end of its log, when a part ended that should not have."""

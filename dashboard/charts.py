@@ -21,7 +21,7 @@ HEIGHT = 290
 COLUMNS = ("row", "at", "value", "low", "high", "series", "text")
 _TIME_LABEL = ("utcFormat(datum.value, utcseconds(datum.value) ? '%H:%M:%S' : "
                "utchours(datum.value) || utcminutes(datum.value) ? '%H:%M' : '%d %b')")
-_LANES = 3  # heights at which neighbouring event labels stand, so that they do not cover each other
+_LANES = 4  # heights at which neighbouring event labels stand, so that they do not cover each other
 _WHOLE_DECADE = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6"
 _SMALLEST = 1e-7  # a log axis has no zero
 

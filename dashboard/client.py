@@ -59,13 +59,20 @@ def snapshot(client: httpx.Client, *, window_seconds: float | None, max_points: 
     start = None if window_seconds is None else now - window_seconds
     span = {} if start is None else {"start": start}
     series = _table(client, "/v1/series", max_points=max_points, **span)
-    first = float(series["closed_at"].iloc[0]) if len(series) else now - 60
+    left = _left_edge(series, start, now)
     return Snapshot(
         status=status, incidents=_json(client, "/v1/incidents"), series=series,
         events=_json(client, "/v1/events", limit=400, **({} if start is None else {"since": start})),
         weights=_json(client, "/v1/weights", limit=400), evidence=_table(client, "/v1/evidence", latest="true"),
         metrics=_trainer_metrics(client, max_points=max_points, **span),
-        start=first if start is None else start, end=now)
+        start=left, end=now)
+
+
+def _left_edge(series: pd.DataFrame, start: float | None, now: float) -> float:
+    """Where the charts begin: the window's start, or the first batch of a run that is younger than the window."""
+    first = float(series["closed_at"].iloc[0]) if len(series) else now - 60
+    young = first - 0.02 * (now - first)
+    return young if start is None else max(start, young)
 
 
 def _trainer_metrics(client: httpx.Client, **params: Any) -> dict[str, pd.DataFrame]:

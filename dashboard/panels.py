@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -92,21 +92,35 @@ def _card_lines(item: Mapping[str, Any], diagnosis: Mapping[str, Any], now: floa
     lines = []
     if began is not None:
         lines.append(f"**Since** {clock(began, now=now)} ({duration(now - began)}), alarm {clock(opened, now=now)}")
-    for drift in (item.get("drifts") or ())[:3]:
+    drifts = (item.get("drifts") or ())[:3]
+    told = {drift.get("text") for drift in drifts}
+    for drift in drifts:
         where = ", ".join(f"{plain(key)} {plain(value)}" for key, value in (drift.get("slice") or {}).items())
         lines.append(f"**Alarm** {plain(drift.get('text') or drift.get('stream'))}" + (f" **Where** {where}" if where else ""))
+    if (effect := _effect(drifts)) is not None:
+        lines.append(f"**Size** {effect}")
     ranked = sorted(diagnosis.get("causes") or (), key=lambda cause: cause.get("cause") != diagnosis.get("verdict"))
     for cause in ranked[:1]:
-        said = "; ".join(plain(line) for line in (cause.get("evidence") or ())[:4])
+        fresh = [line for line in cause.get("evidence") or () if line not in told]
+        said = "; ".join(plain(line) for line in fresh[:4])
         residual, floor = cause.get("residual_nats"), diagnosis.get("floor_nats")
         left = f"leaves {number(residual)} nats a token unexplained" if residual is not None else ""
         left += f" (floor {number(floor)})" if left and floor is not None else ""
-        lines.append("**Why** " + ". ".join(part for part in (left, said) if part))
+        if why := ". ".join(part for part in (left, said) if part):
+            lines.append(f"**Why** {why}")
     if others := [cause for cause in ranked[1:4] if cause.get("residual_nats") is not None]:
         lines.append("**Instead of** " + ", ".join(f"{plain(cause['cause'])} ({number(cause['residual_nats'])} nats)" for cause in others))
     if impact := _impact(diagnosis.get("impact") or {}):
         lines.append(f"**Impact** {impact}")
     return lines
+
+
+def _effect(drifts: Sequence[Mapping[str, Any]]) -> str | None:
+    sized = next((drift for drift in drifts if isinstance(drift.get("effect"), (int, float))), None)
+    if sized is None:
+        return None
+    unit = sized.get("effect_unit", "nats")
+    return percent(sized["effect"]) if unit == "fraction" else f"{number(sized['effect'])} {plain(unit)} a token"
 
 
 def _impact(impact: Mapping[str, Any]) -> str:
@@ -130,7 +144,7 @@ def _next_step(diagnosis: Mapping[str, Any]) -> None:
 
 
 def _messages(item: Mapping[str, Any], now: float) -> None:
-    messages = item.get("notifications") or ()
+    messages = [message for message in item.get("notifications") or () if message.get("reason") != "duplicate"]
     if not messages:
         st.caption(":material/outgoing_mail: No message has left yet.")
     for message in messages[-4:]:

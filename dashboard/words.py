@@ -178,7 +178,8 @@ def _scorer_pulse(status: Mapping[str, Any], now: float) -> Pulse:
     scorer = status.get("scorer") or {}
     about = "The shadow scorer recomputes the sampled tokens' logprobs with the trainer's own weights."
     if scorer.get("state") in (None, "off"):
-        return Pulse(name="Scorer", tone="info", value="off", note="no weights configured", help=about)
+        return Pulse(name="Scorer", tone="info", value="off", help=about,
+                     note="trainer's own logprobs instead" if status.get("tier") == 1 else "no weights configured")
     speed = scorer.get("tokens_per_second")
     note = f"{number(speed)} tokens/s" if speed else str(scorer.get("device") or "")
     if backlog := int(scorer.get("backlog") or 0):

@@ -4,8 +4,8 @@
 2. The least residual leads; it must beat healthy by `margin_nats` and `confidence_z` standard errors, else healthy leads.
 3. Explained means: residual ≤ `at_floor_ratio` × floor. The floor is what the declared precision alone makes of the same
    tokens (shadow in bf16 against float32), √2 times that when both sides compute in bf16.
-4. Healthy leads and is not explained: noise on every token is engine_numerics, anything else unexplained. Another leads
-   and is not explained: named, never confident; unexplained when it removes less than half of the excess.
+4. Another leads and is not explained: named, never confident, when it removes half of the excess over the floor; else
+   healthy leads. Healthy leads and is not explained: noise on every token is engine_numerics, the rest unexplained.
 5. Confident means: enough held-out tokens and rollouts, explained, parameters agree between the folds, and every other
    cause that predicts something else is beaten by the margin. Two reports that look alike (raw logprobs, and a hidden
    temperature of 1) are told apart by how the tokens were sampled (sampling.py).
@@ -88,15 +88,13 @@ def decide(bench: Bench, field: Sequence[Prediction], floor_nats: float) -> Ruli
     if not _beats(over_healthy, config):
         leader = healthy
     limit = config.at_floor_ratio * floor_nats
+    if not _worth_naming(bench, healthy, leader, limit, floor_nats):
+        leader = healthy
     residual = _worst_residual(bench, healthy, leader)
     if leader is healthy:
         return _rule_healthy(bench, field, residual, limit, floor_nats)
     leader, tie = _settle_twins(bench, field, leader)
     why = [f"residual {sheet.residual(leader.values_N):.4f} nats against {sheet.residual(healthy.values_N):.4f} as healthy", *tie.why]
-    before = sheet.residual(healthy.values_N, sheet.differs(healthy.values_N, leader.values_N))
-    if residual > limit and before - residual < 0.5 * (before - floor_nats):
-        why.append(f"{leader.cause} helps most but leaves {residual:.4f} nats, floor {floor_nats:.4f}")
-        return Ruling(cause="unexplained", confident=False, why=tuple(why), parameters={})
     if residual > limit:
         why.append(f"not sure: {residual:.4f} nats remain, more than {config.at_floor_ratio:g} times the floor of {floor_nats:.4f}")
     doubts = [*_too_little(bench, over_healthy), *_rivals(bench, field, leader, tie.settled)]
@@ -136,6 +134,13 @@ def _small_staleness(bench: Bench, healthy: Prediction, doubts: Sequence[str]) -
             continue
         return Ruling(cause="stale_weights", confident=not doubts and found.beta < 1.5, why=(found.text, *doubts), parameters={"version": version})
     return None
+
+
+def _worth_naming(bench: Bench, healthy: Prediction, leader: Prediction, limit: float, floor_nats: float) -> bool:
+    """Explained, or at least half of what healthy leaves above the floor is gone in the rollouts it concerns."""
+    residual = _worst_residual(bench, healthy, leader)
+    before = bench.sheet.residual(healthy.values_N, bench.sheet.differs(healthy.values_N, leader.values_N))
+    return residual <= limit or before - residual >= 0.5 * (before - floor_nats)
 
 
 def _worst_residual(bench: Bench, healthy: Prediction, leader: Prediction) -> float:

@@ -54,7 +54,7 @@ class BankRun:
     leading: str | None
     betting_rollouts: int
     why_not: str  # why rollouts could not bet, most common reason; "" when all did
-    facts: tuple[str, ...]  # texts of hard facts, first of each name
+    facts: tuple[str, ...]  # texts of hard facts, over the whole file
     fact_names: tuple[str, ...]
 
     @property
@@ -98,7 +98,7 @@ def run_bank(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seco
     """Self-bets, hard facts and, with trainer logprobs, the battery over the file; see the module for the batches."""
     bank = Bank(config, batch_seconds=batch_seconds)
     size = max(1, math.ceil(len(rollouts) / MAX_BATCHES))
-    found: dict[str, str] = {}
+    whole = facts(_batch(0, rollouts, config, {})[0], None, config.facts)
     highest, alarm_rollout, leading, betting = -math.inf, None, None, 0
     reasons: dict[str, int] = {}
     batches = range(0, len(rollouts), size)
@@ -106,8 +106,6 @@ def run_bank(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seco
         group = rollouts[start : start + size]
         batch, bets = _batch(t, group, config, reasons)
         betting += bets
-        for fact in facts(batch, None, config.facts):
-            found.setdefault(fact.name, fact.text)
         bank.update(batch)
         if bank.ln_m > highest:
             highest, leading = bank.ln_m, bank.leading
@@ -116,7 +114,7 @@ def run_bank(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seco
     return BankRun(
         batches=len(batches), ln_m=highest, ln_a=bank.ln_a, alarm_rollout=alarm_rollout, leading=leading,
         betting_rollouts=betting, why_not=max(reasons, key=lambda reason: reasons[reason], default=""),
-        facts=tuple(found.values()), fact_names=tuple(found),
+        facts=tuple(fact.text.replace("of this batch", "of this file") for fact in whole), fact_names=tuple(fact.name for fact in whole),
     )
 
 

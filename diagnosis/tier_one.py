@@ -46,9 +46,9 @@ def tier_one_findings(rollouts: Sequence[Rollout], slices: Sequence[SliceStats])
         f"mean d {values['mean_d']:+.4f}, mean |d| {values['mean_abs_d']:.4f}, k3 {values['k3']:.2g}, max {values['max_abs_d']:.2f} nats over {values['n_tokens']:,.0f} tokens",
         f"policy-ratio clip rate {values['clip_rate']:.1%}, ESS {values['ess']:.3f}", *_worst_slices(slices),
     )
-    problems = list(_problems(values, band))
-    if problems:
-        yield Finding(state="wrong", topic="mismatch", text=f"the trainer disagrees: {'; '.join(problems)}", details=details)
+    outside = list(problems(values, band))
+    if outside:
+        yield Finding(state="wrong", topic="mismatch", text=f"the trainer disagrees: {'; '.join(outside)}", details=details)
     else:
         text = f"the trainer agrees within the band of a healthy {dtype} engine (mean |d| ≤ {band:g} nats)"
         yield Finding(state="fine", topic="mismatch", text=text, details=details)
@@ -69,7 +69,8 @@ def band_of(rollouts: Sequence[Rollout]) -> tuple[str, float]:
     return "bfloat16 (dtype not named)", UNKNOWN_BAND
 
 
-def _problems(values: dict[str, float], band: float) -> Iterator[str]:
+def problems(values: dict[str, float], band: float) -> Iterator[str]:
+    """What is outside the band of a healthy engine, in words; nothing when all is well. `values`: signals.metrics."""
     if values["mean_abs_d"] - STANDARD_ERRORS * values["mean_abs_d_se"] > band:
         yield f"mean |d| {values['mean_abs_d']:.3f} nats is above {band:g}"
     if abs(values["mean_d"]) - STANDARD_ERRORS * values["mean_d_se"] > min(SHIFT_NATS, band):

@@ -1,0 +1,123 @@
+"""`klaxon score`: re-score a file of rollouts with the weights and show the mismatch signals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from collector.records import Rollout, Score, SliceStats
+
+if TYPE_CHECKING:
+    from klaxon.commands.shadow_setup import Setup
+
+CHUNK = 8
+SHOWN = ("mean_d", "mean_abs_d", "max_abs_d", "k1", "k2", "k3", "clip_rate", "gspo_clip_rate", "ess", "pearson", "ppl_ratio")
+WORST = 5
+
+ModelDir = Annotated[Path, typer.Option("--model", help="folder of the weights that should have generated the rollouts")]
+BodyDtype = Annotated[str, typer.Option(help="precision of the trainer's forward: bfloat16, float16 or float32")]
+HeadDtype = Annotated[str, typer.Option(help="precision of the trainer's head")]
+Temperature = Annotated[float | None, typer.Option(help="what the trainer assumes where the file does not say", min=0.0)]
+
+
+def score(
+    file: Annotated[str, typer.Argument(help="rollout JSONL, .gz too; - reads standard input")],
+    model: ModelDir,
+    body_dtype: BodyDtype = "bfloat16",
+    head_dtype: HeadDtype = "float32",
+    temperature: Temperature = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit 2 when any line is refused")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="one JSON object instead of the report")] = False,
+) -> None:
+    """Score rollouts with the trainer's weights: KL, clip rate, ESS and the rest, per rollout and in total.
+
+    Exit codes: 0 within the band of a healthy engine, 1 mismatch, 2 nothing usable or failure.
+    """
+    from diagnosis.tier_one import band_of, problems
+    from klaxon.commands.look import usable
+    from klaxon.commands.shadow_setup import labelled, left_out, nothing_scored, open_scorer
+
+    rollouts, refused = usable(file, strict=strict)
+    setup = open_scorer(model, (), body_dtype=body_dtype, head_dtype=head_dtype)
+    rollouts = labelled(rollouts, setup.versions, temperature=temperature)
+    scores = score_all(setup, rollouts)
+    per_rollout, total = statistics(rollouts, scores)
+    if not total["n_tokens"]:
+        raise nothing_scored(setup, rollouts, file=file)
+    dtype, band = band_of(rollouts)
+    found = list(problems(total, band))
+    report = {"file": file, "model": str(model), "tokens": int(total["n_tokens"]), "signals": _finite(total), "problems": found,
+              "band_nats": band, "band_of": dtype, "rollouts": per_rollout, "left_out": left_out(setup, rollouts),
+              "refused": {"count": len(refused), "first": [str(error) for error in refused[:5]]}}
+    if json_:
+        print(json.dumps(report, allow_nan=False))
+    else:
+        _print(report)
+    raise typer.Exit(int(bool(found)))
+
+
+def score_all(setup: Setup, rollouts: Sequence[Rollout]) -> list[Score]:
+    """One Score a rollout, with a progress bar on standard error."""
+    from rich.console import Console
+    from rich.progress import track
+
+    starts = range(0, len(rollouts), CHUNK)
+    console = Console(stderr=True)
+    scores: list[Score] = []
+    for start in track(starts, description="scoring", console=console, transient=True, disable=not console.is_terminal):
+        scores += setup.scorer.score(rollouts[start : start + CHUNK])
+    return scores
+
+
+def statistics(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """(signals of each rollout, signals of all of them)."""
+    from collector import signals
+
+    rows, slices = [], list[SliceStats]()
+    for rollout, one in zip(rollouts, scores, strict=True):
+        mine = signals.slice_stats(rollout, one)
+        slices += mine
+        values = _finite(signals.metrics(signals.total(mine)))
+        rows.append({"request_id": rollout.request_id, "tokens": int(values["n_tokens"] or 0), **{name: values[name] for name in SHOWN}})
+    return rows, signals.metrics(signals.total(slices))
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console, values = Console(highlight=False), report["signals"]
+    style, word = ("bold white on red", "MISMATCH") if report["problems"] else ("bold black on green", "HEALTHY BAND")
+    said = "; ".join(report["problems"]) or f"mean |d| within {report['band_nats']:g} nats of a {report['band_of']} engine"
+    console.print()
+    console.print(Text.assemble((f" {word} ", style), " ", said))
+    console.print(Text(f"{report['file']}: {len(report['rollouts'])} rollouts, {report['tokens']:,} scored tokens, weights {report['model']}", style="dim"))
+    console.print()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("", "tokens", "mean d", "mean |d|", "max |d|", "k3", "clip rate", "ESS"):
+        table.add_column(heading, justify="left" if not heading else "right", style="bold" if not heading else "")
+    table.add_row("all", f"{report['tokens']:,}", *_numbers(values))
+    worst = sorted((row for row in report["rollouts"] if row["mean_abs_d"] is not None), key=lambda row: -row["mean_abs_d"])[:WORST]
+    for row in worst:
+        table.add_row(row["request_id"], f"{row['tokens']:,}", *_numbers(row))
+    console.print(table)
+    for reason in report["left_out"]:
+        console.print(Text(f"left out  {reason}", style="yellow"))
+    if report["refused"]["count"]:
+        console.print(Text(f"{report['refused']['count']} lines refused, the first: {report['refused']['first'][0]}", style="yellow"))
+    console.print()
+
+
+def _numbers(values: dict[str, float | None]) -> list[str]:
+    formats = {"mean_d": "+.4f", "mean_abs_d": ".4f", "max_abs_d": ".2f", "k3": ".2g", "clip_rate": ".1%", "ess": ".3f"}
+    return ["–" if values[name] is None else format(values[name], spec) for name, spec in formats.items()]

@@ -100,7 +100,7 @@ class Live:
         worker, shadow = self._daemon.worker, self._daemon.shadow
         scored, seen = worker.counts["tokens_scored"], worker.counts["tokens_seen"]
         return {
-            "state": "off" if shadow is None else "on", "device": shadow.scorer.device if shadow else None,
+            "state": "off" if shadow is None else "on", "device": shadow.device if shadow else None,
             "tokens_per_second": scored / worker.busy_seconds if worker.busy_seconds else None,
             "backlog": len(worker.inbox), "last_scored_at": worker.last_scored_at,
             "coverage": scored / seen if seen else None,

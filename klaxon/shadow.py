@@ -26,6 +26,7 @@ class Shadow:
     follower: WeightFollower
     shelf: WeightShelf
     scorer: ShadowScorer
+    device: str
     say: Say
     published: list[WeightVersion] = field(default_factory=list)  # every version believed so far, oldest first
 
@@ -48,10 +49,11 @@ def open_shadow(config: Config, say: Say) -> Shadow | None:
     if not config.shadow.enabled or not config.weights.dir:
         return None
     try:
-        from collector.shadow.model import model_shelf
+        from collector.shadow.model import model_shelf, pick_device
         from collector.shadow.scorer import ShadowScorer
     except ModuleNotFoundError as error:
         raise ConfigError(f"[shadow] needs {error.name}, which is not installed: `pip install klaxon-rl[scorer]`, "
                           "or set shadow.enabled = false for tiers 0 and 1") from None
     shelf = model_shelf(config.shadow)
-    return Shadow(follower=WeightFollower(config.weights), shelf=shelf, say=say, scorer=ShadowScorer(config.shadow, shelf))
+    return Shadow(follower=WeightFollower(config.weights), shelf=shelf, say=say, scorer=ShadowScorer(config.shadow, shelf),
+                  device=str(pick_device(config.shadow.device)))

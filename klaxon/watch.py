@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from alerts.service import Alerts
-from collector.records import BatchStats, Diagnosis, Drift, Fact
+from collector.errors import Unavailable
+from collector.records import BatchStats, Diagnosis, Drift, Evidence, Fact
 from collector.signals import metrics, total
 from collector.store import Store
 from detectors.bank import Bank
@@ -22,6 +23,7 @@ from klaxon.config import Config
 
 log = logging.getLogger("klaxon.watch")
 TICK_SECONDS = 0.5
+UNSTORED_BATCHES = 500  # kept in memory while the store refuses
 CLEAN_LEVELS = 500  # batches the floor is the median of
 
 
@@ -52,6 +54,7 @@ class Watch(threading.Thread):
         self._since_alarm: deque[BatchStats] = deque(maxlen=200)
         self._noted: dict[tuple[str, tuple], Fact] = {}  # facts seen since the last batch closed
         self._facts_seen: dict[str, int] = {}  # fingerprint of a fact's open incident → last batch in which it held
+        self._unstored: deque[tuple[BatchStats, tuple[Evidence, ...], float]] = deque(maxlen=UNSTORED_BATCHES)
         self._halt = threading.Event()
 
     @property
@@ -91,7 +94,8 @@ class Watch(threading.Thread):
         batch = replace(batch, facts=(*own, *self._noted.values()))
         self._noted.clear()
         evidence, drifts = self.bank.update(batch)
-        self.store.append_batch(batch, evidence, ln_m=self.bank.ln_m, ln_a=self.bank.ln_a)
+        self._unstored.append((batch, evidence, self.bank.ln_m))
+        self._flush()
         self.last_batch = batch
         self._recent.append(batch)
         self._remember_level(batch)
@@ -101,6 +105,18 @@ class Watch(threading.Thread):
             self._since_alarm.append(batch)
             self._recover(self._statistical, batch, now)
         self.hooks.after_batch()
+
+    def _flush(self) -> None:
+        """Store what waits, oldest first; while the store refuses (a full disk), the batches are kept and tried again."""
+        while self._unstored:
+            batch, evidence, ln_m = self._unstored[0]
+            try:
+                self.store.append_batch(batch, evidence, ln_m=ln_m, ln_a=self.bank.ln_a)
+            except Unavailable as error:
+                self.counts["store_errors"] += 1
+                log.error("batch %d is not stored yet, %d wait: %s", batch.t, len(self._unstored), error)
+                return
+            self._unstored.popleft()
 
     def _remember_level(self, batch: BatchStats) -> None:
         if self._statistical is None and not self.bank.firing and batch.slices:

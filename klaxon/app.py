@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from alerts.service import Alerts
-from collector.errors import ConfigError, KlaxonError
+from collector.errors import ConfigError, KlaxonError, Unavailable
 from collector.sources.inbox import TapInbox
 from collector.store import Store
 from detectors.bank import Bank
@@ -79,7 +79,7 @@ class Daemon:
         self.diagnostician = Diagnostician(config, worker=self.worker, shadow=self.shadow, taps=self.taps,
                                            alerts=self.alerts, say=self.say)
         self.live = Live(self)
-        hooks = Hooks(observe=self.live.observation, quick=self.diagnostician.quick, diagnose=self.diagnostician.start,
+        hooks = Hooks(say=self.say, observe=self.live.observation, quick=self.diagnostician.quick, diagnose=self.diagnostician.start,
                       after_batch=self.diagnostician.after_batch, take_counts=self._take_counts)
         self.watch = Watch(config, bank=self.bank, builder=builder, builder_lock=lock, store=self.store,
                            alerts=self.alerts, hooks=hooks, clock=time.time)
@@ -112,7 +112,11 @@ class Daemon:
     def say(self, kind: str, text: str, data: dict) -> None:
         """File an event for the timeline, and log it."""
         log.info("%s: %s", kind, text)
-        self.store.append_event(at=time.time(), kind=kind, text=text, data=data)
+        try:
+            self.store.append_event(at=time.time(), kind=kind, text=text, data=data)
+        except Unavailable as error:
+            self.counts["store_errors"] += 1
+            log.error("this event is not stored: %s", error)
 
     def _heartbeat(self, message: dict) -> None:
         self.taps.beat(message, now=time.time())

@@ -10,6 +10,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from alerts.service import Alerts
 from collector.errors import Unavailable
@@ -31,6 +32,7 @@ CLEAN_LEVELS = 500  # batches the floor is the median of
 class Hooks:
     """What the watch asks of, and tells, the rest of the daemon."""
 
+    say: Callable[[str, str, dict[str, Any]], None]  # kind, text, data → an event on the timeline
     observe: Callable[[float], Observation]  # what the hard facts judge, at a time
     quick: Callable[[Sequence[Drift]], Diagnosis | None]  # the leading explanation, at once
     diagnose: Callable[[Drift], None]  # start the competition
@@ -136,7 +138,7 @@ class Watch(threading.Thread):
             self.alerts.observe(drifts, now=now, diagnosis=quick, closed_at=closed_at)
         for drift in drifts:
             log.warning("ALARM %s: %s", drift.stream, drift.text)
-            self.store.append_event(now, "alarm", drift.text, {"stream": drift.stream, "t": drift.alarm_t})
+            self.hooks.say("alarm", drift.text, {"stream": drift.stream, "t": drift.alarm_t})
         for drift in statistical:
             self._statistical = drift
             self._since_alarm.clear()
@@ -177,7 +179,7 @@ class Watch(threading.Thread):
 
     def _resolve(self, fingerprint: str, batch: BatchStats, now: float, why: str) -> None:
         log.warning("RESOLVED %s: %s", fingerprint, why)
-        self.store.append_event(now, "resolved", why, {"t": batch.t, "fingerprint": fingerprint})
+        self.hooks.say("resolved", why, {"t": batch.t, "fingerprint": fingerprint})
         self.alerts.resolve(fingerprint, now=now, why=why)
 
 

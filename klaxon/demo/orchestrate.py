@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -60,7 +61,7 @@ def run_demo(options: DemoOptions) -> int:
     except KeyboardInterrupt:
         return 130
     except KlaxonError as error:
-        console.print(f"klaxon demo: {error}", style="red", markup=False, highlight=False)
+        console.print(f"klaxon demo: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     if story is None:
         return 130
@@ -131,9 +132,19 @@ class Director:
         self._fault_at = time.time()
         self._cast.folder.go_on.touch()
 
+    def _ask(self, path: str) -> Any:
+        """GET from the daemon; None, and said once, when it cannot answer just now. A dead daemon is `check`'s affair."""
+        try:
+            return get_json(self._cast.api, path)
+        except KlaxonError as error:
+            if str(error) not in self._shown:
+                self._shown.add(str(error))
+                self._screen.say(str(error), "yellow")
+            return None
+
     def _show_steps(self) -> None:
         fresh = self._metrics.poll()
-        status = get_json(self._cast.api, "/v1/status") if fresh else None
+        status = self._ask("/v1/status") if fresh else None
         for row in fresh:
             self._screen.step(row, self._options.steps, status)
             if row["stale_cache"] and self._fault_at is None:
@@ -141,7 +152,7 @@ class Director:
                 self._screen.say("FAULT: from now on new weights are loaded without resetting the prefix cache", "bold yellow")
 
     def _show_incidents(self) -> None:
-        for incident in reversed(get_json(self._cast.api, "/v1/incidents")):
+        for incident in reversed(self._ask("/v1/incidents") or []):
             cause = incident["diagnosis"]
             known = "" if cause is None else f" · {cause['verdict']}{'' if cause['confident'] else ', diagnosing'}"
             line = f"{incident['state'].upper()} {incident['title']}{known}"
@@ -161,7 +172,7 @@ def _tell(console: Console, story: Story) -> None:
     if found["false_alarms_before_fault"]:
         text += f" {found['false_alarms_before_fault']} false alarms."
     console.print(f"{text} {'As expected.' if good else 'NOT as expected.'}", style="bold green" if good else "bold red",
-                  markup=False, highlight=False)
+                  markup=False, highlight=False, soft_wrap=True)
 
 
 def _interrupt(number: int, frame: object) -> None:

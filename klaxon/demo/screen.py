@@ -34,7 +34,7 @@ class Screen:
     def say(self, text: str, style: str = "") -> None:
         """One line, with the time since the start."""
         passed = int(time.monotonic() - self._began)
-        self._console.print(f"{passed // 60:3d}:{passed % 60:02d}  {text}", style=style, markup=False, highlight=False)
+        self._console.print(f"{passed // 60:3d}:{passed % 60:02d}  {text}", style=style, markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def wait(self, text: str, *, typical_seconds: float) -> Iterator[Waiting]:

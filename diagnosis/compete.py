@@ -155,6 +155,8 @@ def _needs_more(bench: Bench, field: Sequence[Prediction], floor_nats: float) ->
     """Are truncation and penalties worth a pass: something is unexplained, or every token is shifted a little."""
     sheet = bench.sheet
     best = min(field, key=lambda one: sheet.residual(one.values_N))
+    if not _beats(sheet.contrast(field[0].values_N, best.values_N), bench.config):
+        best = field[0]
     if sheet.residual(best.values_N) > bench.config.at_floor_ratio * floor_nats or best.cause == "temperature":
         return True
     noise = noise_shape(sheet, best.values_N, floor_nats=floor_nats)

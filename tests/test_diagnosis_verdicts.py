@@ -1,0 +1,71 @@
+"""Explanations compete on rollouts of real engines, each fault made the way it happens.
+
+The shadow scorer's answers are kept beside the fixtures (fixtures/diagnosis/scores.py made them with the real model), so
+these tests judge the verdicts; tests/test_command_diagnose.py runs the scorer itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from collector.records import Diagnosis
+from diagnosis.compete import diagnose
+from diagnosis.config import DiagnosisConfig
+
+HERE = Path(__file__).parent / "fixtures" / "diagnosis"
+_spec = importlib.util.spec_from_file_location("klaxon_diagnosis_scores", HERE / "scores.py")
+kept = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(kept)
+
+TRUTH = {
+    "v0181_raw_t07": "raw_logprobs", "v0181_processed_t07": "healthy", "v085_t07": "engine_numerics", "v085f32_t07": "healthy",
+    "temperature_08": "temperature", "stale_weights": "stale_weights", "stale_prefix_cache": "stale_prefix_cache",
+    "healthy_v2": "healthy", "top_p_09": "truncation", "repetition_115": "penalties",
+}
+CONFIDENT = ("v0181_raw_t07", "v0181_processed_t07", "temperature_08", "stale_weights", "stale_prefix_cache", "healthy_v2")
+
+
+def judged(name: str, *, rollouts: slice = slice(None)) -> Diagnosis:
+    scorer = kept.KeptScores(HERE / f"{name}.scores.npz")
+    return diagnose(kept.rollouts_of(name)[rollouts], scorer, versions=kept.CASES[name], config=DiagnosisConfig(),
+                    floor=lambda _: scorer.floor_nats)
+
+
+@pytest.mark.parametrize(("name", "truth"), TRUTH.items())
+def test_the_verdict_names_the_fault_that_was_made(name: str, truth: str) -> None:
+    verdict = judged(name)
+    assert verdict.verdict == truth
+    assert verdict.causes[0].cause == truth and verdict.causes[0].evidence
+    assert bool(verdict.fix) == (truth != "healthy")
+
+
+@pytest.mark.parametrize("name", CONFIDENT)
+def test_the_verdict_is_confident_on_about_700_tokens(name: str) -> None:
+    assert judged(name).confident
+
+
+@pytest.mark.parametrize("name", TRUTH)
+@pytest.mark.parametrize("count", [3, 6, 10])
+def test_less_data_never_gives_a_confident_wrong_verdict(name: str, count: int) -> None:
+    verdict = judged(name, rollouts=slice(0, count))
+    assert not verdict.confident or verdict.verdict == TRUTH[name]
+    if count == 3:
+        assert not verdict.confident
+        assert any("more tokens" in text for text in verdict.causes[0].evidence)
+
+
+def test_the_right_explanation_drops_the_residual_to_the_floor_and_healthy_does_not() -> None:
+    verdict = judged("v0181_raw_t07")
+    residual = {cause.cause: cause.residual_nats for cause in verdict.causes}
+    assert residual["raw_logprobs"] < 2 * verdict.floor_nats < residual["healthy"] / 3
+
+
+def test_a_hidden_temperature_is_estimated() -> None:
+    assert judged("temperature_08").causes[0].parameters["temperature"] == pytest.approx(0.8, abs=0.02)
+
+
+def test_the_stale_cache_is_traced_to_the_version_its_keys_came_from() -> None:
+    assert judged("stale_prefix_cache").causes[0].parameters == {"kv_version": "1"}

@@ -1,67 +1,16 @@
 """The sender against a real HTTP server, on TCP and on a Unix socket."""
 
-import json
 import os
-import socketserver
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from tap_daemon import Daemon, wait
 
 import klaxon_tap
 from klaxon_tap import settings
 from klaxon_tap.sender import Sender
-
-
-class Daemon:
-    """A stand-in for the daemon's ingest endpoint: keeps what arrives, answers what it is told to."""
-
-    def __init__(self, address, *, unix=False, answers=(), delay=0.0):
-        self.messages, self.headers, self.answers, self.delay = [], [], list(answers), delay
-        daemon = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                time.sleep(daemon.delay)
-                status = daemon.answers.pop(0) if daemon.answers else 202
-                if status == 202:
-                    daemon.messages += [json.loads(line) for line in body.splitlines()]
-                    daemon.headers.append(dict(self.headers))
-                self.send_response(status)
-                if status == 429:
-                    self.send_header("Retry-After", "0.1")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-            def address_string(self):
-                return "client"
-
-        class UnixServer(socketserver.ThreadingUnixStreamServer):
-            daemon_threads = True
-
-        self.server = UnixServer(address, Handler) if unix else ThreadingHTTPServer(address, Handler)
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def of(self, kind):
-        return [message for message in self.messages if message["kind"] == kind]
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def wait(condition, seconds=5.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.fixture(params=["tcp", "unix"])
@@ -71,7 +20,7 @@ def place(request, tmp_path):
             path = str(tmp_path / "k.sock")
             return Daemon(path, unix=True, **options), f"unix://{path}"
         daemon = Daemon(("127.0.0.1", 0), **options)
-        return daemon, f"http://127.0.0.1:{daemon.server.server_address[1]}"
+        return daemon, daemon.url
     return open_daemon
 
 

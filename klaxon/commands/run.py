@@ -18,7 +18,7 @@ def run(config: Annotated[str, typer.Option("--config", "-c", help="The run's co
     loaded = load_config(config)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING,
                         format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a busy chore is counted, not news
     logging.getLogger("httpx").setLevel(logging.WARNING)
     typer.echo(f"Klaxon watches run {loaded.run.name}: API http://{loaded.daemon.host}:{loaded.daemon.port}, "
                f"socket {loaded.daemon.socket or loaded.run.dir + '/klaxon.sock'}", err=True)

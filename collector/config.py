@@ -42,7 +42,7 @@ class WeightsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    dir: str = Field("", description="folder whose sub-folders are weight versions, or a glob of them, e.g. runs/r1/weights/step_*; empty = announcements only")
+    dir: str = Field("", description="folder whose sub-folders are weight versions, or a glob of them, e.g. runs/r1/weights/step_*; empty = no shadow (tiers 0 and 1)")
     marker: str = Field("COMPLETE", description="file the trainer writes last; a folder with it is believed once its safetensors are whole")
     accept_unmarked: bool = Field(True, description="also believe a folder without the marker once its safetensors are whole and unchanged for settle_seconds")
     settle_seconds: float = Field(5.0, ge=0, description="how long an unmarked folder must stay unchanged, seconds")

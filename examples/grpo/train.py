@@ -55,7 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--completions", type=int, default=8, help="rollouts a question")
     parser.add_argument("--max-tokens", type=int, default=24, help="longest completion")
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = all")
     parser.add_argument("--hold-at", type=int, help="after this step write OUT/HELD and wait for OUT/CONTINUE")

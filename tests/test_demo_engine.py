@@ -16,17 +16,17 @@ from klaxon.demo.engine import BLOCK_SIZE, Engine, engine_command, engine_enviro
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_engine, "has_gpu", lambda: False)
+    monkeypatch.setattr(demo_engine, "_machine", lambda: {"cuda": False, "bf16": False})
 
 
 def test_the_upgrade_is_the_absence_of_one_flag() -> None:
-    proper = engine_command(Path("m"), 8000, "processed_logprobs", gpu=False)
-    upgraded = engine_command(Path("m"), 8000, None, gpu=False)
+    proper = engine_command(Path("m"), 8000, "processed_logprobs", gpu=False, dtype="float32")
+    upgraded = engine_command(Path("m"), 8000, None, gpu=False, dtype="float32")
     assert [word for word in proper if word not in upgraded] == ["--logprobs-mode", "processed_logprobs"]
 
 
 def test_the_engine_listens_on_loopback_alone_because_dev_mode_runs_code() -> None:
-    command = engine_command(Path("m"), 8000, None, gpu=True)
+    command = engine_command(Path("m"), 8000, None, gpu=True, dtype="bfloat16")
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert engine_environment(gpu=True)["VLLM_SERVER_DEV_MODE"] == "1"
 

@@ -7,6 +7,7 @@ it: as vLLM plugin (entry point, nothing to say) and as ASGI middleware (a flag)
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ BLOCK_SIZE = 32
 """Tokens of one KV-cache block. vLLM's CPU default, 128, would never cache the demo's prompts."""
 
 MODEL_NAME = "policy"
-_COMMON = ("--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "64",
+_COMMON = ("--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "64",
            "--block-size", str(BLOCK_SIZE), "--enable-prefix-caching", "--enable-prompt-tokens-details",
            "--enable-scale-out", "--middleware", "klaxon_tap.middleware.KlaxonMiddleware")
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -43,7 +44,7 @@ class Engine:
     def __init__(self, *, model: Path, port: int, log: Path, logprobs_mode: str | None = "processed_logprobs",
                  tap: Mapping[str, str] | None = None) -> None:
         self.url, self.port, self.log, self.on_gpu = f"http://127.0.0.1:{port}", port, log, has_gpu()
-        self.child = Child("engine", engine_command(model, port, logprobs_mode, gpu=self.on_gpu), log=log,
+        self.child = Child("engine", engine_command(model, port, logprobs_mode, gpu=self.on_gpu, dtype=engine_dtype()), log=log,
                            env={**engine_environment(gpu=self.on_gpu), "KLAXON_ENGINE": self.url, **(tap or {})})
 
     def start(self) -> None:
@@ -92,10 +93,11 @@ class Engine:
         self.child.stop(int_seconds=20.0)
 
 
-def engine_command(model: Path, port: int, logprobs_mode: str | None, *, gpu: bool) -> list[str]:
+def engine_command(model: Path, port: int, logprobs_mode: str | None, *, gpu: bool, dtype: str) -> list[str]:
     """The command line. The module is started, not the `vllm` script: the CPU package has no metadata under that name."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
-               "--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port), *_COMMON]
+               "--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype,
+               *_COMMON]
     if logprobs_mode is not None:
         command += ["--logprobs-mode", logprobs_mode]
     if gpu:  # the trainer and the scorer live on the same GPU
@@ -114,16 +116,30 @@ def engine_environment(*, gpu: bool) -> dict[str, str]:
     return environment
 
 
-@functools.cache
 def has_gpu() -> bool:
-    """Whether torch sees a CUDA device; asked in another process, so that the demo itself stays without torch.
+    """Whether torch sees a CUDA device. Raises as `_machine`."""
+    return _machine()["cuda"]
+
+
+def engine_dtype() -> str:
+    """bfloat16 where the hardware computes it; float32 on a CPU without bfloat16 units, where it is many times slower.
+
+    The trainer's body is bfloat16 either way, so the healthy floor stays that of bfloat16. Raises as `_machine`.
+    """
+    return "bfloat16" if _machine()["cuda"] or _machine()["bf16"] else "float32"
+
+
+@functools.cache
+def _machine() -> dict[str, bool]:
+    """What torch can do here; asked in another process, so that the demo itself stays without torch.
 
     Raises:
         Unavailable: torch is not installed.
     """
-    answer = subprocess.run([sys.executable, "-c", "import torch; print(torch.cuda.is_available())"],
-                            capture_output=True, text=True, check=False)
+    code = ("import json, torch; print(json.dumps({'cuda': torch.cuda.is_available(), "
+            "'bf16': bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())}))")
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise Unavailable("torch is not installed here, and the demo's engine, trainer and scorer need it; run `make venv`, "
                           "or see the demo without them: `klaxon demo --replay`")
-    return answer.stdout.strip() == "True"
+    return json.loads(answer.stdout.splitlines()[-1])

@@ -10,8 +10,11 @@ class Kept:
     def __init__(self):
         self.messages = []
 
-    def put(self, message):
-        self.messages.append(message)
+    def start(self):
+        pass
+
+    def put(self, message, *, items=1):
+        self.messages += message() if callable(message) else [message]
         return True
 
 
@@ -106,3 +109,26 @@ def test_what_the_middleware_reports_is_what_the_daemon_reads(tapped):
     serve(app, "/v1/completions", json.dumps({"temperature": 0.7}).encode())
     rollout = parse_rollout(app._sender.messages[0], where="tap")
     assert rollout.engine_sampling.temperature == 0.7 and rollout.sampling.temperature is None
+
+
+def test_top_logprobs_are_reported_where_their_tokens_have_ids(tapped):
+    choice = {"index": 0, "prompt_token_ids": [1], "token_ids": [3], "finish_reason": "stop"}
+    named = {"token_logprobs": [-0.5], "top_logprobs": [{"token_id:3": -0.5, "token_id:8": -1.25}]}
+    words = {"token_logprobs": [-0.5], "top_logprobs": [{" the": -0.5, " a": -1.25}]}
+    integers = {"content": [{"logprob": -0.5, "top_logprobs": [{"token_id": 3, "logprob": -0.5}, {"token_id": 8, "logprob": -1.25}]}]}
+    for logprobs, expected in ((named, [[[3, -0.5], [8, -1.25]]]), (words, None), (integers, [[[3, -0.5], [8, -1.25]]])):
+        app = tapped([json.dumps({"id": "x", "choices": [{**choice, "logprobs": logprobs}]}).encode()])
+        serve(app, "/v1/completions", b"{}")
+        message, = app._sender.messages
+        assert message.get("top_logprobs") == expected, logprobs
+
+
+def test_the_generate_endpoint_is_read_with_its_prompt_and_weight_spans(tapped):
+    answer = {"request_id": "g", "choices": [{"index": 0, "token_ids": [3, 4], "finish_reason": "length",
+              "logprobs": {"content": [{"token_id": 3, "logprob": -0.1}, {"token_id": 4, "logprob": -0.2}]},
+              "weight_versions": [{"version": "default", "start": 0, "end": 1}, {"version": "7", "start": 1, "end": 2}]}]}
+    app = tapped([json.dumps(answer).encode()])
+    serve(app, "/inference/v1/generate", json.dumps({"token_ids": [1, 2], "sampling_params": {"temperature": 0.5}}).encode())
+    message, = app._sender.messages
+    assert message["prompt_token_ids"] == [1, 2] and message["engine_sampling"] == {"temperature": 0.5}
+    assert message["weight_versions"] == [[1, 2, "7"]] and message["request_id"] == "g"

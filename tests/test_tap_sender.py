@@ -1,8 +1,10 @@
 """The sender against a real HTTP server, on TCP and on a Unix socket."""
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -70,6 +72,27 @@ def test_an_absent_daemon_costs_the_caller_nothing_and_drops_are_counted(tmp_pat
     sender.close(timeout=0.1)
 
 
+def test_long_rollouts_never_fill_the_engines_memory(tmp_path):
+    """4,096 waiting rollouts of 16,000 tokens would be tens of gigabytes: what they hold is bounded too."""
+    sender = Sender(f"unix://{tmp_path}/nobody.sock", token=None, source="plugin", queue_items=100_000)
+    kept = sum(sender.put({"kind": "rollout"}, items=16_000) for _ in range(1000))
+    assert 6 <= kept <= 13 and sender.dropped == 1000 - kept, "the batch in hand, and six that wait"
+    sender.close(timeout=0.1)
+
+
+def test_a_message_made_later_is_made_in_the_senders_thread_and_may_fail_alone(place):
+    daemon, url = place()
+    sender = Sender(url, token=None, source="plugin", heartbeat_seconds=60)
+    sender.put(lambda: [{"kind": "rollout", "n": n, "thread": threading.current_thread().name} for n in range(2)])
+    sender.put(lambda: 1 / 0)
+    sender.put({"kind": "rollout", "n": 2})
+    wait(lambda: len(daemon.of("rollout")) == 3)
+    assert daemon.of("rollout")[0]["thread"] == "klaxon-tap"
+    assert sender.dropped == 1 and "ZeroDivisionError" in sender.last_error
+    sender.close()
+    daemon.close()
+
+
 def test_a_daemon_that_comes_later_gets_what_was_queued(tmp_path):
     path = str(tmp_path / "late.sock")
     sender = Sender(f"unix://{path}", token=None, source="plugin", heartbeat_seconds=60)
@@ -123,7 +146,12 @@ def test_without_klaxon_url_a_trainer_call_does_nothing(monkeypatch):
 
 
 def test_a_push_that_makes_no_sense_never_raises_into_the_trainer(monkeypatch):
+    class Odd:
+        def __str__(self):
+            raise RuntimeError("no name")
+
     monkeypatch.setenv("KLAXON_URL", "http://127.0.0.1:9")
+    assert klaxon_tap.announce_weights("1", Odd()) is False
     assert klaxon_tap.push("three", {"kl": 1}) is False
     assert klaxon_tap.push(1, None) is False
 
@@ -140,3 +168,16 @@ def test_the_kill_switch_works_from_the_environment_and_from_a_file(monkeypatch,
     assert not switch.on()
     (tmp_path / "kill").unlink()
     assert switch.on()
+
+
+@pytest.mark.parametrize(("command", "name"), [
+    ("/x/vllm serve m --host 127.0.0.1 --port 8204", "http://127.0.0.1:8204"),
+    ("/x/vllm/entrypoints/openai/api_server.py --model m --host=10.0.0.3 --port=9000", "http://10.0.0.3:9000"),
+    ("/x/vllm serve m", f"http://{socket.gethostname()}:8000"),
+    ("/x/vllm serve m --uds /run/v.sock", f"{socket.gethostname()}:{os.getpid()}"),
+    ("train.py --port 8204", f"{socket.gethostname()}:{os.getpid()}"),
+])
+def test_an_engine_goes_by_the_address_it_serves_on(command, name, monkeypatch):
+    monkeypatch.delenv("KLAXON_ENGINE", raising=False)
+    monkeypatch.setattr(sys, "argv", command.split())
+    assert settings.engine() == name

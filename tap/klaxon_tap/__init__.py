@@ -25,6 +25,7 @@ __all__ = ["announce_weights", "push"]
 
 _log = logging.getLogger("klaxon_tap")
 _sender: Sender | None = None
+_kill: settings.KillSwitch | None = None
 
 
 def push(step: int, metrics: Mapping[str, Any]) -> bool:
@@ -39,18 +40,23 @@ def push(step: int, metrics: Mapping[str, Any]) -> bool:
 
 def announce_weights(version: str | int, path: str) -> bool:
     """Say that `path` holds the complete weights of `version` (safetensors). False when nothing was queued."""
-    return _put({"kind": "weights", "version": str(version), "path": str(path), "at": time.time()})
+    try:
+        return _put({"kind": "weights", "version": str(version), "path": str(path), "at": time.time()})
+    except Exception as error:
+        _log.warning("klaxon tap: version %r was not announced (%s: %s)", version, type(error).__name__, error)
+        return False
 
 
 def _put(message: dict[str, Any]) -> bool:
-    global _sender
-    url = settings.url()
-    if url is None or not settings.KillSwitch().on():
-        return False
+    global _sender, _kill
     if _sender is None:
+        url = settings.url()
+        if url is None:
+            return False
         name = settings.engine()
+        _kill = settings.KillSwitch()
         _sender = Sender(url, token=settings.token(), source="trainer", about=lambda: {"engine": name})
-    return _sender.put(message)
+    return _kill is not None and _kill.on() and _sender.put(message)
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
 from klaxon_tap import plugin, settings
@@ -27,6 +27,7 @@ ROLLOUT_PATHS = ("/v1/completions", "/v1/chat/completions", "/inference/v1/gener
 UPDATE_PATHS = ("/pause", "/resume", "/start_weight_update", "/update_weights", "/finish_weight_update",
                 "/update_weight_version", "/collective_rpc", "/reset_prefix_cache", "/sleep", "/wake_up", "/load_lora_adapter")
 MAX_BODY_BYTES = 32 << 20
+BYTES_PER_ITEM = 150  # as the sender's queue counts
 
 
 class KlaxonMiddleware:
@@ -39,11 +40,14 @@ class KlaxonMiddleware:
         self._engine = settings.engine()
         url = settings.url()
         self._sender = Sender(url, token=settings.token(), source="middleware",
-                              about=lambda: {"engine": self._engine, "passive": plugin.active()}) if url else None
+                              about=lambda: {"engine": self._engine, "passive": plugin.active(),
+                                             "faults": self.faults}) if url else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; the wrapped app's own exceptions pass through."""
         path = scope.get("path", "")
+        if self._sender is not None:
+            self._sender.start()  # with the server's first event: heartbeats begin in the process that serves
         if self._sender is None or scope.get("type") != "http" or scope.get("method") != "POST" or not self._kill.on():
             await self.app(scope, receive, send)
         elif path in UPDATE_PATHS:
@@ -82,14 +86,19 @@ class KlaxonMiddleware:
             await send(message)
 
         await self.app(scope, hear, tell)
+        at = time.time()
+        self._sender.put(lambda: self._read(asked, answered, at), items=(asked.size + answered.size) // BYTES_PER_ITEM + 1)
+
+    def _read(self, asked: _Copy, answered: _Copy, at: float) -> list[dict[str, Any]]:
+        """In the sender's thread: what the copies say; nothing, and a fault counted, when they cannot be read."""
         try:
-            for rollout in rollouts(asked.json(), answered.documents(), engine=self._engine):
-                self._sender.put(rollout)
+            return list(rollouts(asked.json(), answered.documents(), engine=self._engine, at=at))
         except Exception as error:
             self.faults += 1
             if self.faults == 1:
                 log.warning("klaxon tap: an answer was not understood (%s: %s); further ones are counted",
                             type(error).__name__, error)
+            return []
 
 
 class _Copy:
@@ -97,11 +106,11 @@ class _Copy:
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
-        self._size = 0
+        self.size = 0
 
     def add(self, part: bytes) -> None:
-        self._size += len(part)
-        if self._size <= MAX_BODY_BYTES:
+        self.size += len(part)
+        if self.size <= MAX_BODY_BYTES:
             self._parts.append(part)
 
     def json(self) -> dict[str, Any]:
@@ -110,7 +119,7 @@ class _Copy:
 
     def documents(self) -> list[dict[str, Any]]:
         """The answer as JSON documents: one, or one an event of a stream (SSE)."""
-        if self._size > MAX_BODY_BYTES:
+        if self.size > MAX_BODY_BYTES:
             return []
         body = b"".join(self._parts)
         if body.lstrip().startswith(b"data:"):
@@ -119,7 +128,7 @@ class _Copy:
         return [json.loads(body)]
 
 
-def rollouts(asked: dict[str, Any], documents: list[dict[str, Any]], *, engine: str) -> Iterator[dict[str, Any]]:
+def rollouts(asked: dict[str, Any], documents: list[dict[str, Any]], *, engine: str, at: float) -> Iterator[dict[str, Any]]:
     """Rollout messages out of one answer; a choice without token ids or logprobs is left out."""
     choices: dict[int, dict[str, Any]] = {}
     prompt: list[int] | None = None
@@ -135,9 +144,10 @@ def rollouts(asked: dict[str, Any], documents: list[dict[str, Any]], *, engine: 
     for index, choice in sorted(choices.items()):
         if prompt and choice["tokens"] and len(choice["logprobs"]) == len(choice["tokens"]):
             yield {"kind": "rollout", "schema": 1, "source": "middleware", "engine": engine,
-                   "request_id": request_id if len(choices) == 1 else f"{request_id}-{index}", "finished_at": time.time(),
+                   "request_id": request_id if len(choices) == 1 else f"{request_id}-{index}", "finished_at": at,
                    "prompt_token_ids": prompt, "token_ids": choice["tokens"], "logprobs": choice["logprobs"],
                    "engine_sampling": sampling, "finish_reason": choice.get("finish"),
+                   **({"top_logprobs": choice["top"]} if any(choice["top"]) else {}),
                    **({"weight_versions": choice["versions"]} if choice.get("versions") else {})}
 
 
@@ -147,11 +157,28 @@ def _merge(into: dict[str, Any], choice: dict[str, Any]) -> None:
     logprobs = choice.get("logprobs") or {}
     if "token_logprobs" in logprobs:
         into["logprobs"] += logprobs["token_logprobs"] or []
+        tops = logprobs.get("top_logprobs") or [None] * len(logprobs["token_logprobs"] or [])
+        into["top"] += [_top((row or {}).items()) for row in tops]
     elif "content" in logprobs:
-        into["logprobs"] += [entry.get("logprob") for entry in logprobs["content"] or []]
+        entries = logprobs["content"] or []
+        into["logprobs"] += [entry.get("logprob") for entry in entries]
+        into["top"] += [_top((top.get("token_id", top.get("token")), top.get("logprob"))
+                             for top in entry.get("top_logprobs") or []) for entry in entries]
     into["finish"] = choice.get("finish_reason") or into.get("finish")
     spans = choice.get("weight_versions") or []
     into["versions"] = [span for span in map(_span, spans) if span] or into.get("versions")
+
+
+def _top(pairs: Iterable[tuple[Any, Any]]) -> list[list[Any]] | None:
+    """[[token id, logprob], …]; None unless every token is named by its id: 7, or "token_id:7" (vLLM, on request)."""
+    found = []
+    for name, logprob in pairs:
+        if isinstance(name, str) and name.startswith("token_id:") and name[9:].isdigit():
+            name = int(name[9:])
+        if not isinstance(name, int):
+            return None
+        found.append([name, logprob])
+    return found or None
 
 
 def _span(span: Any) -> list[Any] | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -46,17 +47,18 @@ def register() -> None:
 
 
 def active() -> bool:
-    """Is the plugin at work in this process (has it seen the engine here)? The middleware stays passive while it is."""
-    return _active is not None and _active.alive
+    """Is the plugin at work in this process, with its heartbeat going? The middleware stays passive while it is."""
+    return _active is not None and _active.working
 
 
 class Tap:
     """The wrappers and their sender."""
 
     def __init__(self, url: str) -> None:
-        self.engine, self.config, self.alive, self.faults = settings.engine(), {}, False, 0
-        self.without_logprobs = 0
+        self.engine, self.config, self.alive, self.complete = settings.engine(), {}, False, False
+        self.reported = self.faults = self.without_logprobs = 0
         self.vllm_version: str | None = None
+        self._max_logprobs = -1
         self._kill = settings.KillSwitch()
         self._force = settings.forced_logprobs()
         self.sender = Sender(url, token=settings.token(), source="plugin", about=self._about)
@@ -66,9 +68,10 @@ class Tap:
         from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
         self.vllm_version = _vllm_version()
-        _wrap(RequestState, "from_new_request", self._from_new_request, is_classmethod=True)
-        _wrap(RequestState, "make_request_output", self._make_request_output)
-        _wrap(OutputProcessor, "__init__", self._engine_seen)
+        self.complete = all([
+            _wrap(RequestState, "from_new_request", self._from_new_request, is_classmethod=True),
+            _wrap(RequestState, "make_request_output", self._make_request_output),
+            _wrap(OutputProcessor, "__init__", self._engine_seen)])
         try:
             from vllm.v1.engine.input_processor import InputProcessor
         except ImportError:
@@ -77,9 +80,13 @@ class Tap:
         _wrap(InputProcessor, "__init__", self._config_seen)
         _wrap(InputProcessor, "process_inputs", self._process_inputs)
 
+    @property
+    def working(self) -> bool:
+        """Everything is wrapped, the thread runs, and requests are understood more often than not."""
+        return self.alive and self.complete and self.sender.running and self.faults <= self.reported
+
     def _about(self) -> dict[str, Any]:
-        return {"engine": self.engine, "vllm_version": self.vllm_version, "config": self.config,
-                "faults": self.faults,
+        return {"engine": self.engine, "vllm_version": self.vllm_version, "config": self.config, "faults": self.faults,
                 "without_logprobs": self.without_logprobs, "killed": not self._kill.on()}
 
     def _engine_seen(self, original: Callable[..., Any], processor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -95,52 +102,68 @@ class Tap:
             whole = getattr(processor, "vllm_config", None)
             self.config = {name: _plain(getattr(getattr(whole, section, None), key, None))
                            for name, (section, key) in CONFIG.items()}
+            self._max_logprobs = int(getattr(getattr(whole, "model_config", None), "max_logprobs", -1))
         return result
 
     def _process_inputs(self, original: Callable[..., Any], processor: Any, *args: Any, **kwargs: Any) -> Any:
         request = original(processor, *args, **kwargs)
-        with _Guard(self):
-            params = getattr(request, "sampling_params", None)
-            if self._force and params is not None and params.logprobs is None and self._kill.on():
-                params.logprobs = self._force  # vLLM works on its own copy of the caller's parameters
-                setattr(params, "extra_args", {**(params.extra_args or {}), FORCED: True})
+        if self._force and self.complete and not self.faults and self._kill.on():
+            with _Guard(self):
+                params = getattr(request, "sampling_params", None)
+                if params is not None and params.logprobs is None:
+                    # vLLM works on its own copy of the caller's parameters
+                    params.extra_args = {**(params.extra_args or {}), FORCED: True}
+                    params.logprobs = self._force if self._max_logprobs < 0 else min(self._force, self._max_logprobs)
         return request
 
     def _from_new_request(self, original: Callable[..., Any], cls: Any, *args: Any, **kwargs: Any) -> Any:
         state = original(*args, **kwargs)
         with _Guard(self):
             request = kwargs.get("request") or next((arg for arg in args if hasattr(arg, "sampling_params")), None)
-            state._klaxon_params = getattr(request, "sampling_params", None)
+            params = state._klaxon_params = getattr(request, "sampling_params", None)
+            state._klaxon_forced = bool(params is not None and (params.extra_args or {}).get(FORCED))
+            state._klaxon_dp_rank = getattr(request, "data_parallel_rank", None)
         return state
 
     def _make_request_output(self, original: Callable[..., Any], state: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(state, *args, **kwargs)
-        with _Guard(self):
-            reason = kwargs.get("finish_reason", args[2] if len(args) > 2 else None)
-            params = getattr(state, "_klaxon_params", None)
-            if params is None:
-                return result
-            if reason is not None and self._kill.on():
-                self._report(state, params, str(reason))
-            if (params.extra_args or {}).get(FORCED):
+        if getattr(state, "_klaxon_forced", False):
+            with _Guard(self):
                 _strip(result)
+        reason = kwargs.get("finish_reason", args[2] if len(args) > 2 else None)
+        if reason is not None and self._kill.on():
+            with _Guard(self):
+                self._report(state, str(reason))
         return result
 
-    def _report(self, state: Any, params: Any, reason: str) -> None:
+    def _report(self, state: Any, reason: str) -> None:
+        params = getattr(state, "_klaxon_params", None)
+        if params is None:
+            return  # a pooling request
         if params.logprobs is None:
-            self.without_logprobs += 1  # nobody asked for logprobs: there is nothing to compare, and the daemon hears how often
-        else:
-            self.sender.put(self._message(state, params, reason))
+            self.without_logprobs += 1  # there is nothing to compare; the daemon hears how often
+            return
+        seen = self._snapshot(state, params, reason)
+        width = 1 + (params.logprobs if params.logprobs >= 0 else rollout.WHOLE_VOCABULARY)
+        self.sender.put(lambda: self._messages(seen), items=len(seen["tokens"]) * width + len(seen["prompt"]) // 4 + 1)
 
-    def _message(self, state: Any, params: Any, reason: str) -> dict[str, Any]:
-        child = state.parent_req is not None
-        labels = {"lora": state.lora_name} if getattr(state, "lora_name", None) else {}
-        return rollout.message(
-            request_id=state.request_id if child else (getattr(state, "external_req_id", None) or state.request_id),
-            prompt=list(state.prompt_token_ids or []), tokens=list(state.detokenizer.output_token_ids),
-            logprobs=state.logprobs_processor.logprobs, params=params, finish_reason=reason,
-            cached=getattr(state, "num_cached_tokens", None), starts=list(getattr(state, "weight_version_starts", [])),
-            engine=self.engine, config=self.config, labels=labels)
+    def _snapshot(self, state: Any, params: Any, reason: str) -> dict[str, Any]:
+        """What the message is made of; in the engine's thread only shallow copies are taken."""
+        external = None if state.parent_req is not None else getattr(state, "external_req_id", None)
+        lora = getattr(state, "lora_name", None)
+        return {"request_id": external or state.request_id, "prompt": list(state.prompt_token_ids or ()),
+                "tokens": list(state.detokenizer.output_token_ids), "logprobs": state.logprobs_processor.logprobs[:],
+                "params": params, "finish_reason": reason, "cached": getattr(state, "num_cached_tokens", None),
+                "starts": list(getattr(state, "weight_version_starts", ())), "engine": self.engine, "config": self.config,
+                "labels": {"lora": lora} if lora else {}, "finished_at": time.time(), "dp_rank": state._klaxon_dp_rank}
+
+    def _messages(self, seen: dict[str, Any]) -> list[dict[str, Any]]:
+        """In the sender's thread: the rollout message; nothing, and a fault counted, when it cannot be made."""
+        made: list[dict[str, Any]] = []
+        with _Guard(self):
+            made = [rollout.message(**seen)]
+            self.reported += 1
+        return made
 
 
 class _Guard:
@@ -161,17 +184,18 @@ class _Guard:
         return True
 
 
-def _wrap(owner: type, name: str, wrapper: Callable[..., Any], *, is_classmethod: bool = False) -> None:
+def _wrap(owner: type, name: str, wrapper: Callable[..., Any], *, is_classmethod: bool = False) -> bool:
     original = getattr(owner, name, None)
     if original is None:
         log.warning("klaxon tap: this vLLM has no %s.%s; the tap sees less", owner.__name__, name)
-        return
+        return False
 
     @functools.wraps(original)
     def wrapped(self_or_cls: Any, *args: Any, **kwargs: Any) -> Any:
         return wrapper(original, self_or_cls, *args, **kwargs)
 
     setattr(owner, name, classmethod(wrapped) if is_classmethod else wrapped)
+    return True
 
 
 def _strip(result: Any) -> None:

@@ -1,7 +1,9 @@
 """Send messages to the Klaxon daemon without ever holding up the process they come from.
 
-`put` never blocks and never raises: a full queue drops the message and counts it. One background thread posts batches
-of JSON lines over a Unix socket or HTTP, waits out a daemon that is away (backoff), and beats every few seconds.
+`put` never blocks and never raises: a full queue drops the message and counts it. The queue is bounded twice, by
+messages and by what they hold, so that a daemon that is away never costs the engine its memory. One background thread
+builds the messages, posts batches of JSON lines over a Unix socket or HTTP, waits out a daemon that is away (backoff),
+and beats every few seconds.
 """
 
 from __future__ import annotations
@@ -16,19 +18,24 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Union
 from urllib.parse import urlsplit
 
 log = logging.getLogger("klaxon_tap")
 
 QUEUE_MESSAGES = 4096
-BATCH_MESSAGES = 64
+QUEUE_ITEMS = 2_000_000  # one item = one (token, logprob) pair; about 150 bytes while it waits
+BATCH_MESSAGES, BATCH_ITEMS = 64, 100_000
 HEARTBEAT_SECONDS = 5.0
 TIMEOUT_SECONDS = 5.0
 BACKOFF_SECONDS, BACKOFF_MAX_SECONDS = 0.5, 15.0
 EXIT_FLUSH_SECONDS = 1.0
 GIVE_UP = (400, 401, 403, 404, 413)  # answers that trying again does not change: the batch is dropped, counted
+
+
+Message = dict[str, Any]
+Entry = tuple[Union[Message, Callable[[], Iterable[Message]]], int]
 
 
 class Sender:
@@ -42,41 +49,62 @@ class Sender:
     """
 
     def __init__(self, url: str, *, token: str | None, source: str, about: Callable[[], dict[str, Any]] = dict,
-                 queue_messages: int = QUEUE_MESSAGES, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+                 queue_messages: int = QUEUE_MESSAGES, queue_items: int = QUEUE_ITEMS,
+                 heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self.url, self.source = url, source
         self.sent = self.dropped = self.errors = 0
         self.last_error: str | None = None
         self._headers = {"Content-Type": "application/x-ndjson"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._about, self._heartbeat_seconds = about, heartbeat_seconds
-        self._queue: queue.Queue[dict[str, Any]] = queue.Queue(queue_messages)
+        self._queue: queue.Queue[Entry] = queue.Queue(queue_messages)
+        self._max_items, self._items = queue_items, 0
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._pid = 0
         self._closing = threading.Event()
-        self._idle = threading.Event()
 
-    def put(self, message: dict[str, Any]) -> bool:
-        """Queue one message; False when it had to be dropped. Never blocks, never raises."""
-        self.start()
+    def put(self, message: Message | Callable[[], Iterable[Message]], *, items: int = 1) -> bool:
+        """Queue one message, or a call that makes messages in the sender's thread. Never blocks, never raises.
+
+        Args:
+            message: one JSON object, or a function of nothing that returns some.
+            items: how many (token, logprob) pairs it holds: its share of the queue.
+
+        Returns:
+            False when it had to be dropped (and was counted).
+        """
         try:
-            self._queue.put_nowait(message)
+            self.start()
+            with self._lock:
+                if self._items and self._items + items > self._max_items:
+                    raise queue.Full
+                self._queue.put_nowait((message, items))
+                self._items += items
         except queue.Full:
             self.dropped += 1
             return False
         return True
 
     def start(self) -> None:
-        """Start the thread in this process (again, after a fork); heartbeats begin at once."""
+        """Start the thread in this process (again, after a fork); heartbeats begin at once. Never raises."""
         if self._pid == os.getpid():
             return
         with self._lock:
             if self._pid == os.getpid():
                 return
-            self._queue = queue.Queue(self._queue.maxsize)
+            self._queue, self._items = queue.Queue(self._queue.maxsize), 0
             self._thread = threading.Thread(target=self._run, name="klaxon-tap", daemon=True)
+            try:
+                self._thread.start()
+                atexit.register(self.close)
+            except RuntimeError as error:  # no more threads, or the interpreter is ending
+                self._fault(error)
             self._pid = os.getpid()
-            self._thread.start()
-            atexit.register(self.close)
+
+    @property
+    def running(self) -> bool:
+        """Is the thread at work in this process?"""
+        return self._pid == os.getpid() and self._thread is not None and self._thread.is_alive()
 
     def close(self, timeout: float = EXIT_FLUSH_SECONDS) -> None:
         """Send what is queued for at most `timeout` seconds, then end the thread."""
@@ -85,7 +113,7 @@ class Sender:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        pending: list[dict[str, Any]] = []
+        pending: list[bytes] = []
         next_beat, backoff, wait_until = 0.0, BACKOFF_SECONDS, 0.0
         while True:
             now = time.monotonic()
@@ -97,8 +125,7 @@ class Sender:
                 if now < wait_until:
                     self._closing.wait(min(0.2, wait_until - now))
                 continue
-            body = [*pending, self._heartbeat()] if beat else pending
-            verdict, retry_after = self._post(body)
+            verdict, retry_after = self._post([*pending, *self._lines(self._heartbeat())] if beat else pending)
             if verdict == "retry" and not self._closing.is_set():
                 wait_until = time.monotonic() + (retry_after or random.uniform(0.2, backoff))
                 backoff = min(backoff * 2, BACKOFF_MAX_SECONDS)
@@ -110,17 +137,29 @@ class Sender:
             if verdict == "retry":
                 return
 
-    def _collect(self, patience: float) -> list[dict[str, Any]]:
-        try:
-            found = [self._queue.get(timeout=patience)]
-        except queue.Empty:
-            return []
-        while len(found) < BATCH_MESSAGES:
+    def _collect(self, patience: float) -> list[bytes]:
+        """Lines of the next batch; waits at most `patience` seconds for the first message."""
+        found: list[bytes] = []
+        taken = items = 0
+        while taken < BATCH_MESSAGES and items < BATCH_ITEMS:
             try:
-                found.append(self._queue.get_nowait())
+                message, size = self._queue.get(timeout=patience) if not taken else self._queue.get_nowait()
             except queue.Empty:
                 break
+            with self._lock:
+                self._items -= size
+            taken, items = taken + 1, items + size
+            found += self._lines(message)
         return found
+
+    def _lines(self, message: Message | Callable[[], Iterable[Message]]) -> list[bytes]:
+        """JSON lines of one queue entry; one that cannot be made is dropped, counted and logged once."""
+        try:
+            return [json.dumps(one).encode() for one in (message() if callable(message) else (message,))]
+        except Exception as error:  # a foreign object must not end the thread
+            self.dropped += 1
+            self._fault(error)
+            return []
 
     def _heartbeat(self) -> dict[str, Any]:
         beat = {"kind": "heartbeat", "source": self.source, "pid": os.getpid(), "at": time.time(), "sent": self.sent,
@@ -131,13 +170,14 @@ class Sender:
             self._fault(error)
         return beat
 
-    def _post(self, messages: list[dict[str, Any]]) -> tuple[str, float | None]:
+    def _post(self, lines: list[bytes]) -> tuple[str, float | None]:
         """("ok" | "drop" | "retry", seconds the daemon asked to wait)."""
+        if not lines:
+            return "ok", None
         try:
-            body = "\n".join(json.dumps(message) for message in messages).encode()
             connection = connect(self.url)
             try:
-                connection.request("POST", "/v1/ingest", body=body, headers=self._headers)
+                connection.request("POST", "/v1/ingest", body=b"\n".join(lines), headers=self._headers)
                 answer = connection.getresponse()
                 answer.read()
             finally:
@@ -145,7 +185,7 @@ class Sender:
         except (OSError, http.client.HTTPException) as error:
             self._fault(error)
             return "retry", None
-        except (TypeError, ValueError) as error:
+        except ValueError as error:  # a URL or token that cannot be sent
             self._fault(error)
             return "drop", None
         if answer.status < 300:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -26,8 +27,22 @@ def token() -> str | None:
 
 
 def engine() -> str:
-    """KLAXON_ENGINE: the name this engine goes by; default host:pid."""
-    return os.environ.get("KLAXON_ENGINE") or f"{socket.gethostname()}:{os.getpid()}"
+    """KLAXON_ENGINE: the name this engine goes by; default http://host:port of a `vllm serve`, else host:pid."""
+    return os.environ.get("KLAXON_ENGINE") or _served_at(sys.argv) or f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _served_at(argv: list[str]) -> str | None:
+    """http://host:port out of vLLM's command line; None when this process is no vLLM server."""
+    program = Path(argv[0]) if argv else Path()
+    if program.name not in ("vllm", "api_server.py") or (program.name == "vllm" and "serve" not in argv):
+        return None
+    words = [part for word in argv for part in word.split("=", 1)]
+    given = {flag: words[at + 1] for flag in ("--host", "--port", "--uds")
+             if (at := words.index(flag) if flag in words else -1) >= 0 and at + 1 < len(words)}
+    if "--uds" in given:
+        return None
+    host = given.get("--host", "0.0.0.0")
+    return f"http://{socket.gethostname() if host in ('0.0.0.0', '::', '') else host}:{given.get('--port', '8000')}"
 
 
 def forced_logprobs() -> int | None:

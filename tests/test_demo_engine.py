@@ -31,6 +31,12 @@ def test_the_engine_listens_on_loopback_alone_because_dev_mode_runs_code() -> No
     assert engine_environment(gpu=True)["VLLM_SERVER_DEV_MODE"] == "1"
 
 
+def test_the_engine_computes_in_bfloat16_only_where_the_machine_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert demo_engine.engine_dtype() == "float32"
+    monkeypatch.setattr(demo_engine, "_machine", lambda: {"cuda": False, "bf16": True})
+    assert demo_engine.engine_dtype() == "bfloat16"
+
+
 def test_a_taken_port_stops_the_start(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -29,7 +29,7 @@ from klaxon.shadow_views import ShadowViews
 
 log = logging.getLogger("klaxon.worker")
 POLL_SECONDS = 0.2
-GROUP_ROLLOUTS = 64
+GROUP_ROLLOUTS = 32
 VERSION_PATIENCE_SECONDS = 20.0
 
 

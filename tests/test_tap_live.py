@@ -1,6 +1,7 @@
 """The tap in a real vLLM engine with the real model: what it reports is what the client got."""
 
 import os
+import time
 
 import httpx
 import pytest
@@ -8,7 +9,7 @@ from tap_daemon import Daemon, wait
 
 from collector.sources.rollout_json import parse_rollout
 from klaxon.demo.children import free_port
-from klaxon.demo.engine import MODEL_NAME, Engine
+from klaxon.demo.engine import MODEL_NAME, Engine, engine_dtype
 from klaxon.demo.model import DEFAULT_FOLDER
 
 pytestmark = pytest.mark.engine
@@ -17,12 +18,14 @@ PROMPT = [1, *range(300, 380)]  # 81 tokens: two whole cache blocks of 32
 
 def started(tmp_path_factory, **environment):
     daemon = Daemon(("127.0.0.1", 0))
+    daemon.kill_file = tmp_path_factory.mktemp("kill") / "klaxon.off"
     engine = Engine(model=DEFAULT_FOLDER, port=free_port(8240), log=tmp_path_factory.mktemp("engine") / "engine.log",
-                    tap={"KLAXON_URL": daemon.url, **environment})
+                    tap={"KLAXON_URL": daemon.url, "KLAXON_KILL_FILE": str(daemon.kill_file), **environment})
     engine.start()
     try:
         engine.wait_ready()
-        yield engine, daemon, httpx.Client(base_url=engine.url, timeout=120.0, trust_env=False)
+        with httpx.Client(base_url=engine.url, timeout=120.0, trust_env=False) as client:
+            yield engine, daemon, client
     finally:
         engine.stop()
         daemon.close()
@@ -53,7 +56,7 @@ def test_every_request_is_reported_as_the_client_saw_it(tapped):
         assert message["prompt_token_ids"] == PROMPT
         assert message["logprobs"] == pytest.approx(choice["logprobs"]["token_logprobs"], abs=1e-6)
         assert message["engine_sampling"]["temperature"] == 0.7 and message["finish_reason"] == "length"
-        assert message["logprobs_mode"] == "processed_logprobs" and message["engine_dtype"] == "bfloat16"
+        assert message["logprobs_mode"] == "processed_logprobs" and message["engine_dtype"] == engine_dtype()
         assert len(message["top_logprobs"]) == 6 and min(len(row) for row in message["top_logprobs"]) >= 2
         parse_rollout(message, where="tap")
     assert daemon.of("rollout")[-1]["cached_prompt_tokens"] == 64, "two blocks of the repeated prompt come from the cache"
@@ -103,13 +106,62 @@ def test_a_streamed_request_is_reported_whole(tapped):
     assert len(daemon.of("rollout")[-1]["logprobs"]) == 5
 
 
+def generate(client, **sampling):
+    answer = client.post("/inference/v1/generate", json={
+        "token_ids": PROMPT, "sampling_params": {"max_tokens": 5, "temperature": 0.7, **sampling}, "model": MODEL_NAME})
+    answer.raise_for_status()
+    return answer.json()["choices"][0]
+
+
+def test_the_generate_endpoint_is_reported_with_and_without_asking_for_logprobs(tapped):
+    _, daemon, client = tapped
+    for asked in ({"logprobs": 1}, {}):
+        before = len(daemon.of("rollout"))
+        choice = generate(client, **asked)
+        wait(lambda: len(daemon.of("rollout")) == before + 1, seconds=15)
+        message = daemon.of("rollout")[-1]
+        assert message["token_ids"] == choice["token_ids"]
+        if asked:
+            assert message["logprobs"] == pytest.approx([entry["logprob"] for entry in choice["logprobs"]["content"]], abs=1e-6)
+        else:
+            assert choice["logprobs"] is None and all(lp is not None for lp in message["logprobs"])
+
+
+def test_a_client_that_hangs_up_leaves_an_aborted_rollout(tapped):
+    _, daemon, client = tapped
+    before = len(daemon.of("rollout"))
+    body = {"model": MODEL_NAME, "prompt": PROMPT, "max_tokens": 900, "ignore_eos": True, "logprobs": 1, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body) as answer:
+        next(answer.iter_lines())
+    wait(lambda: len(daemon.of("rollout")) == before + 1, seconds=30)
+    message = daemon.of("rollout")[-1]
+    assert message["aborted"] is True and message["finish_reason"] == "abort"
+    assert 1 <= len(message["token_ids"]) < 900 and len(message["logprobs"]) == len(message["token_ids"])
+    parse_rollout(message, where="tap")
+
+
+def test_the_kill_file_silences_a_running_engine_and_its_removal_wakes_it(tapped):
+    _, daemon, client = tapped
+    kill_file = daemon.kill_file
+    kill_file.touch()
+    time.sleep(1.2)
+    before = len(daemon.of("rollout"))
+    complete(client)
+    kill_file.unlink()
+    time.sleep(1.2)
+    answer = complete(client)
+    wait(lambda: len(daemon.of("rollout")) > before, seconds=15)
+    message, = daemon.of("rollout")[before:]
+    assert message["token_ids"] == answer["choices"][0]["token_ids"], "only the second one"
+
+
 def test_the_heartbeat_carries_the_engines_settings(tapped):
     _, daemon, _ = tapped
     wait(lambda: any(beat["source"] == "plugin" and beat["sent"] for beat in daemon.of("heartbeat")), seconds=15)
     beat = [beat for beat in daemon.of("heartbeat") if beat["source"] == "plugin"][-1]
     assert beat["vllm_version"].startswith("0.") and beat["faults"] == 0 and beat["dropped"] == 0
     assert beat["config"]["logprobs_mode"] == "processed_logprobs" and beat["config"]["enable_prefix_caching"] is True
-    assert beat["config"]["block_size"] == 32 and beat["config"]["dtype"] == "bfloat16"
+    assert beat["config"]["block_size"] == 32 and beat["config"]["dtype"] == engine_dtype()
 
 
 def test_without_the_plugin_the_middleware_reports(tmp_path_factory):

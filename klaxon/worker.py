@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +26,9 @@ from collector.sources.inbox import TapInbox
 from detectors.gains import rollout_gains
 from klaxon.batches import BatchBuilder
 from klaxon.config import Config
-from klaxon.shadow_views import ShadowViews
+
+if TYPE_CHECKING:
+    from klaxon.shadow_views import ShadowViews
 
 log = logging.getLogger("klaxon.worker")
 POLL_SECONDS = 0.2

@@ -58,7 +58,7 @@ def test_a_refused_token_drops_and_counts_and_says_so_once(place, caplog):
     sender = Sender(url, token="wrong", source="plugin", heartbeat_seconds=60)
     sender.put({"kind": "rollout"})
     wait(lambda: sender.dropped == 1)
-    assert "401" in sender.last_error and caplog.text.count("401") == 1
+    assert "401" in sender.last_error and caplog.text.count("answered 401") == 1
     sender.close()
     daemon.close()
 

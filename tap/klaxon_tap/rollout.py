@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import chain, repeat
 from typing import Any
 
+_INFINITY = math.inf
 TOP_MAX = 32  # `logprobs=-1` reports the whole vocabulary; nobody downstream reads more than the first ranks
 WHOLE_VOCABULARY = 1 << 17
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -24,22 +26,32 @@ def logprobs_json(token_ids: list[int], logprobs: Any) -> tuple[list[float | Non
     """
     sampled: list[float | None] = []
     top: list[list[list[Any]] | None] = []
-    positions = list(logprobs) if logprobs is not None else []
-    for index, token in enumerate(token_ids):
-        entry = positions[index] if index < len(positions) else None
-        if not entry:
-            sampled.append(None)
-            top.append(None)
-            continue
-        chosen = entry.get(token)
-        sampled.append(_number(chosen.logprob) if chosen is not None else None)
-        ranked = sorted((item for item in entry.items() if len(entry) <= TOP_MAX or _rank(item) <= TOP_MAX), key=_rank)
-        top.append([[int(id_), _number(item.logprob)] for id_, item in ranked])
+    for token, entry in zip(token_ids, chain(logprobs or (), repeat(None))):
+        chosen = entry.get(token) if entry else None
+        sampled.append(float(chosen.logprob) if chosen is not None else None)
+        top.append(_ranked(entry) if entry else None)
+    if not all(map(_finite, sampled)):
+        sampled = [value if _finite(value) else None for value in sampled]
     return sampled, top
 
 
+def _ranked(entry: dict[int, Any]) -> list[list[Any]]:
+    """[[token id, logprob], …] by rank. vLLM puts the sampled token first, the others by rank."""
+    if len(entry) == 1:
+        (token, only), = entry.items()
+        return [[token, float(only.logprob) if _finite(only.logprob) else None]]
+    items = list(entry.items()) if len(entry) <= TOP_MAX else [item for item in entry.items() if _rank(item) <= TOP_MAX]
+    items.sort(key=_rank)
+    return [[token, float(found.logprob) if _finite(found.logprob) else None] for token, found in items]
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and -_INFINITY < value < _INFINITY
+
+
 def _rank(item: tuple[int, Any]) -> int:
-    return item[1].rank if item[1].rank is not None else 1 << 30
+    rank = item[1].rank
+    return rank if rank is not None else 1 << 30
 
 
 def spans_json(starts: list[tuple[str, int]], n_tokens: int) -> list[list[Any]]:
@@ -71,7 +83,3 @@ def message(*, request_id: str, prompt: list[int], tokens: list[int], logprobs: 
     if config.get("dtype"):
         out["engine_dtype"] = config["dtype"]
     return out
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None

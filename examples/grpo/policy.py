@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CLIP = 0.2
+ENTROPY_WEIGHT = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,8 @@ class Policy:
         for group in self._optimizer.param_groups:
             group["lr"] = value
 
-    def step(self, rollouts: list[Rollout], *, temperature: float) -> dict[str, float]:
-        """One GRPO update on rollouts with advantages.
+    def step(self, rollouts: list[Rollout], *, temperature: float, entropy_target: float = 0.0) -> dict[str, float]:
+        """One GRPO update on rollouts with advantages; below `entropy_target` (nats a token) the loss also asks for entropy.
 
         Returns the step's metrics, of the weights BEFORE the update: d = log q - log p per token, in nats, with q this
         policy and p what the engine reported; k3 = e^d - 1 - d; clip rate = share of ratios e^d outside 1 ± 0.2.
@@ -68,6 +69,7 @@ class Policy:
         ratio_N = d_N.exp()
         surrogate_N = torch.minimum(ratio_N * advantage_N, ratio_N.clamp(1 - CLIP, 1 + CLIP) * advantage_N)
         loss = -(surrogate_N * usable_N).sum() / usable_N.sum()
+        loss = loss + ENTROPY_WEIGHT * (entropy_target - entropy_N.mean()).clamp(min=0.0)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
@@ -94,8 +96,7 @@ class Policy:
                 attention_mask=tree.mask_LL[None, None], use_cache=False).last_hidden_state
         logits_NV = functional.linear(hidden_1LH[0, tree.before_N].float(), self._head_VH) / temperature
         all_NV = torch.log_softmax(logits_NV, dim=-1)
-        with torch.no_grad():
-            entropy_N = -(all_NV.exp() * all_NV).sum(-1)
+        entropy_N = -(all_NV.exp() * all_NV).sum(-1)
         return all_NV.gather(1, tree.targets_N[:, None])[:, 0], entropy_N
 
 

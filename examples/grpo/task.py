@@ -7,13 +7,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-# Long enough to fill at least two blocks of the engine's prefix cache (64 tokens at block size 32).
+# Shared by every prompt, so that the engine's prefix cache holds it: four blocks of 32 tokens.
 SYSTEM_PROMPT = (
     "You are a friendly math tutor for small children. You answer every question about adding numbers in one short "
     "sentence, and you always say the right number. For example, when a child asks what 3 plus 4 is, you may say: "
-    "The answer is 7. Or: 3 plus 4 makes 7. Never say more than one sentence."
+    "The answer is 7. Or: 3 plus 4 makes 7. Or: That is 7, well asked. When a child asks what 2 plus 6 is, you may say: "
+    "The answer is 8. Or: 2 plus 6 makes 8. Or: That is 8, my friend. Count in your head, not aloud. Never say more than "
+    "one sentence, and never ask a question back."
 )
-LARGEST = 9
 
 _NUMBER = re.compile(r"\d+")
 
@@ -27,11 +28,11 @@ class Question:
     tokens_P: list[int]
 
 
-def make_questions(tokenizer: Any, count: int, rng: random.Random) -> list[Question]:
-    """Draw questions; the chat template puts the shared system prompt in front of each."""
+def make_questions(tokenizer: Any, count: int, rng: random.Random, *, largest: int) -> list[Question]:
+    """Draw sums of two numbers from 1 to `largest`; the chat template puts the shared system prompt in front of each."""
     questions = []
     for _ in range(count):
-        first, second = rng.randint(1, LARGEST), rng.randint(1, LARGEST)
+        first, second = rng.randint(1, largest), rng.randint(1, largest)
         chat = [{"role": "system", "content": SYSTEM_PROMPT},
                 {"role": "user", "content": f"What is {first} plus {second}?"}]
         tokens_P = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)

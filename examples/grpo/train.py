@@ -53,9 +53,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=24, help="0 = until stopped")
     parser.add_argument("--prompts", type=int, default=4, help="questions a step")
     parser.add_argument("--completions", type=int, default=8, help="rollouts a question")
+    parser.add_argument("--largest", type=int, default=9, help="largest number in a sum: larger is harder, and learnt longer")
     parser.add_argument("--max-tokens", type=int, default=24, help="longest completion")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--entropy-target", type=float, default=0.5, help="keep the policy at least this unsure, nats a token")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = all")
     parser.add_argument("--hold-at", type=int, help="after this step write OUT/HELD and wait for OUT/CONTINUE")
@@ -89,7 +91,8 @@ class Trainer:
 
     def _step(self, step: int, folder: Path) -> Path:
         clock = Clock()
-        questions = make_questions(self._policy.tokenizer, self._options.prompts, self._rng)
+        questions = make_questions(self._policy.tokenizer, self._options.prompts, self._rng,
+                                   largest=self._options.largest)
         rollouts = self._engine.sample(questions, self._options.completions)
         for rollout in rollouts:
             text = self._policy.tokenizer.decode(rollout.tokens, skip_special_tokens=True)
@@ -99,7 +102,8 @@ class Trainer:
         stale = self._options.stale_cache_from is not None and step >= self._options.stale_cache_from
         if stale and self._options.stale_learning_rate:
             self._policy.set_learning_rate(self._options.stale_learning_rate)
-        metrics = self._policy.step(rollouts, temperature=self._options.temperature)
+        metrics = self._policy.step(rollouts, temperature=self._options.temperature,
+                                    entropy_target=self._options.entropy_target)
         clock.lap("train_seconds")
         published = self._publish(step + 1)
         clock.lap("publish_seconds")

@@ -88,7 +88,7 @@ class Cast:
     def start_trainer(self, arguments: Sequence[str]) -> None:
         """The GRPO loop, with extra arguments. Raises Unavailable when it cannot be run."""
         self._start("trainer", [sys.executable, str(TRAINER), "--engine", self._engine.url, "--model", str(self._model),
-                                "--out", str(self.folder.training), "--temperature", str(TEMPERATURE), *arguments],
+                                "--out", str(self.folder.training), "--temperature", str(TEMPERATURE), "--largest", "12", *arguments],
                     {**self._tap, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"})
 
     def check(self) -> None:

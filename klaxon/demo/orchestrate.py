@@ -27,6 +27,9 @@ QUIET_BATCHES = 3
 
 POLL_SECONDS = 0.5
 
+STALE_LEARNING_RATE = "6e-5"
+"""Learning rate from the stale-cache fault on: updates large enough that old keys and values matter."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
@@ -91,9 +94,10 @@ class Director:
         options, half = self._options, self._options.steps // 2
         self._cast.start_klaxon()
         self._cast.start_engine("processed_logprobs")
-        fault = {"raw-logprobs": ["--hold-at", str(half)], "stale-prefix-cache": ["--stale-cache-from", str(half)]}
+        fault = {"raw-logprobs": ["--hold-at", str(half)],
+                 "stale-prefix-cache": ["--stale-cache-from", str(half), "--stale-learning-rate", STALE_LEARNING_RATE]}
         self._cast.start_trainer(["--steps", str(options.steps if options.exit_after else 0), *fault.get(options.fault, [])])
-        self._screen.say("GRPO starts: sums of single digits at T = 0.7, new weights in the engine after every step")
+        self._screen.say("GRPO starts: sums of small numbers at T = 0.7, new weights in the engine after every step")
 
     def watch(self) -> None:
         """Until it is over (--exit) or Ctrl-C. Raises Unavailable when a part ended that should not have."""

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -78,9 +79,13 @@ class Child:
         if self._process is None:
             return
         self.interrupt()
-        if not self._wait(int_seconds):
-            self._signal_group(signal.SIGTERM)
-            self._wait(term_seconds)
+        self._wait(int_seconds)
+        self._signal_group(signal.SIGTERM)
+        self._wait(term_seconds)
+        # What it started may still be tidying up: multiprocessing's tracker unlinks shared memory after everybody left.
+        deadline = time.monotonic() + term_seconds
+        while self._signal_group(0) and time.monotonic() < deadline:
+            time.sleep(0.05)
         self.kill()
 
     def kill(self) -> None:
@@ -102,11 +107,13 @@ class Child:
             return False
         return True
 
-    def _signal_group(self, number: signal.Signals) -> None:
+    def _signal_group(self, number: int) -> bool:
+        """Signal the group (0 only asks); False when nobody is left in it."""
         try:
             os.killpg(self._own().pid, number)
         except (ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
-            pass
+            return False
+        return True
 
 
 class Children:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("klaxon.diagnosis")
 ATTEMPTS = 8  # competitions an incident gets while the verdict is not confident
+BEFORE_THE_CHANGE = 3  # versions: the estimated change can be late when a fault grows from update to update
 FRESH_ROLLOUTS = 12  # new scored rollouts before the next one
 
 
@@ -76,7 +77,7 @@ class Diagnostician:
         suspects = [item.rollout for item in recent if item.t >= drift.change_t[1]][-settings.max_rollouts:]
         started = time.monotonic()
         try:
-            verdict = diagnose(suspects, self.shadow.scorer, versions=self.shadow.shelf.versions(), config=settings,
+            verdict = diagnose(suspects, self.shadow.scorer, versions=self._candidates(recent, drift), config=settings,
                                engine_config=self.taps.engine_config())
         except KlaxonError as error:
             self.say("diagnosis_failed", f"diagnosis did not finish: {error}", {})
@@ -88,6 +89,16 @@ class Diagnostician:
         self._attach(verdict)
         if verdict.confident:
             self._drift = None
+
+    def _candidates(self, recent: Sequence[Scored], drift: Drift) -> list[str]:
+        """Weight versions an engine that went stale at the change can still be using: from a few before the last clean one.
+
+        Passing every version ever seen would spend the search on versions nobody has used for hours.
+        """
+        versions = self.shadow.shelf.versions() if self.shadow else []
+        clean = [versions.index(item.rollout.version) for item in recent
+                 if item.t < drift.change_t[0] and item.rollout.version in versions]
+        return versions[max(0, max(clean, default=0) - BEFORE_THE_CHANGE):]
 
     def _attach(self, verdict: Diagnosis) -> None:
         for incident in self.alerts.open_incidents():

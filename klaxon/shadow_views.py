@@ -13,6 +13,7 @@ from collector.shadow.views import ALWAYS, VIEWS, temperature_views
 from collector.weights.shelf import WeightShelf
 
 HEAD_VIEWS = {**ALWAYS, **temperature_views(grid=(0.8, 0.9, 1.1, 1.2))}  # nearly free: same hidden states
+OLD_KV_LAG = 4  # weight versions
 EXPECTED = {"expected": VIEWS["expected"]}
 
 
@@ -20,7 +21,8 @@ class ShadowViews:
     """Scores rollouts under the version that generated them, and again as if older weights or an older KV were in use.
 
     The older-weights views are predictions fixed before the data: "stale_weights" is the version published just
-    before the generating one, "stale_prefix_cache" its KV for the cached prefix, ":oldest" the oldest one held.
+    before the generating one, "stale_prefix_cache" its KV for the cached prefix, ":4" the KV of four versions back: a cache
+    that is never reset ages with every update.
     """
 
     def __init__(self, scorer: ShadowScorer, shelf: WeightShelf, *, refresh: Callable[[], object]) -> None:
@@ -59,7 +61,7 @@ class ShadowViews:
             passes["stale_weights", (("version", older[-1]),)].append(rollout)
             if rollout.cached_prompt_tokens:
                 passes["stale_prefix_cache", (("prefix_version", older[-1]),)].append(rollout)
-                if older[0] != older[-1]:
-                    passes["stale_prefix_cache:oldest", (("prefix_version", older[0]),)].append(rollout)
+                if len(older) >= OLD_KV_LAG:
+                    passes[f"stale_prefix_cache:{OLD_KV_LAG}", (("prefix_version", older[-OLD_KV_LAG]),)].append(rollout)
         return passes
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MARKER = "COMPLETE"
-KEEP = 8
+KEEP = 16
 
 
 def publish(out: Path, version: int, save: Callable[[Path], None]) -> Path:

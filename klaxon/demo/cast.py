@@ -134,8 +134,8 @@ class Cast:
             "sampler": {"tokens_per_minute": 100_000 if has_gpu() else 1500},
             "weights": {"dir": str(self.folder.training / "weights"), "accept_unmarked": False, "poll_seconds": 1.0},
             "shadow": {"body_dtype": "bfloat16", "head_dtype": "float32", "threads": 1},
-            # A diagnosis competes with engine and trainer for the same two cores: fewer rollouts, fewer versions.
-            "diagnosis": {} if has_gpu() else {"max_rollouts": 48, "max_versions": 2, "min_tokens": 200},
+            # A diagnosis competes with engine and trainer for the same two cores: fewer rollouts.
+            "diagnosis": {} if has_gpu() else {"max_rollouts": 40, "max_versions": 8, "min_tokens": 200},
             # The demo restarts its engine on purpose and builds it slowly on a CPU: that is not an outage.
             "detectors.facts": {"startup_seconds": 1800.0, "engine_gone_seconds": 600.0, "no_rollouts_seconds": 900.0},
             "alerts": demo_alerts(receiver_url, self._dashboard_port or 8501),

@@ -19,7 +19,7 @@ from klaxon.demo.children import Children
 from klaxon.demo.screen import Screen
 from klaxon.demo.story import CAUSES, Metrics, Story, delivered_count
 
-SETTLE_SECONDS = 120.0
+SETTLE_SECONDS = 300.0
 """How long --exit waits for alarm, diagnosis and delivery after the last step."""
 
 QUIET_BATCHES = 3
@@ -27,7 +27,7 @@ QUIET_BATCHES = 3
 
 POLL_SECONDS = 0.5
 
-STALE_LEARNING_RATE = "6e-5"
+STALE_LEARNING_RATE = "1e-4"
 """Learning rate from the stale-cache fault on: updates large enough that old keys and values matter."""
 
 

@@ -6,7 +6,8 @@ and the inputs needed for completion tokens [0, e) are the prompt and completion
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -99,6 +100,22 @@ def outside_spans(rollout: Rollout, version: str | None) -> Refusal | None:
     tokens = int((rollout.sampled_mask_T & ~covered_T).sum())
     text = f"{tokens} tokens lie outside every known weight version span"
     return Refusal(request_id=rollout.request_id, kind="version_unknown", text=text, tokens=tokens) if tokens else None
+
+
+def older_than_their_group(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts with `cached_prompt_tokens` cut to what was cached before their group began.
+
+    In a group (one prompt, one weight version) the first request computes the blocks that were not cached yet, with the
+    current weights; the others then hit those fresh blocks too. Only the fewest cached tokens of the group can be older
+    than its version.
+    """
+    fewest: dict[tuple[bytes, tuple[str, ...]], int] = {}
+    keys = [(rollout.prompt_tokens_P.tobytes(), tuple(span.version for span in rollout.weight_versions)) for rollout in rollouts]
+    for key, rollout in zip(keys, rollouts, strict=True):
+        if rollout.cached_prompt_tokens is not None:
+            fewest[key] = min(fewest.get(key, rollout.cached_prompt_tokens), rollout.cached_prompt_tokens)
+    return [replace(rollout, cached_prompt_tokens=fewest.get(key)) if rollout.cached_prompt_tokens is not None else rollout
+            for key, rollout in zip(keys, rollouts, strict=True)]
 
 
 def plan(row: int, rollout: Rollout, *, version: str | None, prefix_version: str | None, kv_on_update: str) -> list[Pass]:

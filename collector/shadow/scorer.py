@@ -65,7 +65,8 @@ class ShadowScorer:
         torch.set_num_threads(self.config.threads)
         views = {"expected": expected, **views}
         rows = [_Rows(rollout, views) for rollout in rollouts]
-        passes = [item for row, rollout in enumerate(rollouts)
+        planned = rollouts if prefix_version is None else planning.older_than_their_group(rollouts)
+        passes = [item for row, rollout in enumerate(planned)
                   for item in self._plan(row, rollout, version, prefix_version)]
         for batch in batches_of(self._loadable(passes), self.config):
             self._score_batch(batch, rows, views)

@@ -146,7 +146,7 @@ def test_kv_keep_continues_new_weights_on_old_kv(models, held: int) -> None:
 def test_a_stale_prefix_cache_is_replayed_exactly(models, held: int) -> None:
     shared = list(range(30))
     items = [rollout(i, prompt=shared, tokens=8 + i, spans=[(0, 8 + i, "3")], cached_prompt_tokens=16) for i in range(3)]
-    items.append(rollout(9, prompt=shared, tokens=5, spans=[(0, 5, "3")], cached_prompt_tokens=0))
+    items.append(rollout(9, prompt=shared[::-1], tokens=5, spans=[(0, 5, "3")], cached_prompt_tokens=0))
     items.append(rollout(10, prompt=4, tokens=5, spans=[(0, 5, "3")], cached_prompt_tokens=4))
     scores = scorer(models, versions_held=held).score(items, prefix_version="1")
     for got, item in zip(scores[:3], items[:3], strict=True):

@@ -5,7 +5,7 @@ stratum (replica × weight version × prompt-length bucket), never below `min_pr
 base-coin rollouts, unweighted. The stratum uses the *prompt's* length, not the completion's: the completion's length
 depends on which tokens were drawn, so choosing by it would bend the null of the self-bets.
 
-The **hint coin** is a second chance for suspicious rollouts (repetition, cut off, cache hit with surprise). Rollouts
+The **hint coin** is a second chance for suspicious rollouts (loops, a very unlikely or a non-finite token). Rollouts
 it alone keeps are marked `base_coin=False`: they feed per-request checks and weighted estimates only.
 
 The base coin is a hash of (seed, weight version, prompt): a group keeps or loses all its rollouts together, because

@@ -1,6 +1,6 @@
 """POST /v1/ingest: what taps and trainers push. One JSON object a line; a bad line never costs its neighbours.
 
-Kinds: rollout, heartbeat, metrics, weights, event (tap/README.md describes each).
+Kinds: rollout, heartbeat, metrics, weights, event (docs/tap.md describes each).
 """
 
 from __future__ import annotations

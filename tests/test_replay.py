@@ -44,7 +44,7 @@ def test_slack_and_the_signed_webhook_hear_of_alarm_and_recovery(played):
     assert len(received) == story["alerts_delivered"] == 4
     assert [message["kind"] for message in received].count("slack") == 2
     assert all(message["verified"] for message in received if message["kind"] == "webhook")
-    first, last = (json.dumps(message["body"]) for message in received if message["kind"] == "slack" for _ in (0,))
+    first, last = (json.dumps(message["body"]) for message in received if message["kind"] == "slack")
     assert "raw_logprobs" in first and "1 per 30 days" in first and "resolved" in last.lower()
     assert "token_ids" not in (folder / "received.jsonl").read_text()
 

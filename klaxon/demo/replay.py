@@ -39,7 +39,7 @@ def run_replay(folder: Path, *, dashboard: bool, exit_after: bool, as_json: bool
     with Children() as children:
         try:
             _start_parts(children, folder, api, receiver, dashboard_port)
-            _wait(url, children, console)
+            _wait(url, console)
             if dashboard:
                 _start_page(children, folder, url, dashboard_port, console)
             began = _play(url, console)
@@ -79,7 +79,7 @@ def _start_page(children: Children, folder: Path, url: str, port: int, console: 
     console.print(f"page: http://127.0.0.1:{port}", style="bold")
 
 
-def _wait(url: str, children: Children, console: Console, *, patience_seconds: float = 30.0) -> None:
+def _wait(url: str, console: Console, *, patience_seconds: float = 30.0) -> None:
     with console.status("starting the daemon"):
         began = time.monotonic()
         while time.monotonic() - began < patience_seconds:

@@ -24,6 +24,7 @@ class ShadowConfig(BaseModel):
     versions_held: int = Field(3, ge=1, description="weight versions kept in memory; others are loaded again from disk when needed")
     chunk_tokens: int = Field(128, ge=1, description="tokens whose logits exist at once: memory of the head is about 3 × chunk_tokens × vocabulary × 4 bytes")
     forward_tokens: int = Field(4096, ge=16, description="tokens (padding included) of one forward pass; longer rollouts are fed in pieces")
+    prompt_kv_mb: int = Field(512, ge=0, description="memory for the KV of prompts already computed, so that a shared system prompt runs once a weight version; 0 = none, MiB")
     max_rollout_tokens: int = Field(32768, ge=2, description="a longer rollout (prompt + completion) is refused and counted")
     threads: int = Field(1, ge=1, description="CPU threads of the scorer, so that a trainer on the same machine is not slowed")
     bf16_on_cpu: Literal["auto", "native", "rounded"] = Field("auto", description="bfloat16 matmuls on a CPU: native kernels, or float32 kernels with the same roundings (docs/numerics.md); auto = rounded where the CPU has no bfloat16 unit")

@@ -1,12 +1,13 @@
 """Group passes into batches that waste little, and run them through the body.
 
 Two shapes: rows of different prompts under one version run whole, padded on the right; rows that share a prompt (a
-GRPO group), hand KV from version to version, or are longer than one forward pass, continue from the prompt's KV.
+GRPO group), hand KV from version to version, or are longer than one forward pass, continue from the prompt's KV. What
+prompts have in common (a system prompt) is computed once a weight version and kept (prompt_kv.py).
 """
 
 from __future__ import annotations
 
-import copy
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from transformers import DynamicCache
 from collector.config import ShadowConfig
 from collector.shadow.model import ShadowModel
 from collector.shadow.plan import Pass, Step
+from collector.shadow.prompt_kv import PromptKV, fork
 from collector.weights.shelf import WeightShelf
 
 FORWARD_COST_TOKENS = 32  # what starting one more forward pass costs, in tokens through the body (measured on a CPU)
@@ -45,15 +47,18 @@ class Hidden:
     padding_tokens: int  # of those, padding
 
 
-def batches_of(passes: Iterable[Pass], config: ShadowConfig) -> Iterator[Batch]:
+def batches_of(passes: Iterable[Pass], shelf: WeightShelf[ShadowModel], config: ShadowConfig, kept: PromptKV) -> Iterator[Batch]:
     """Batches in an order that touches each version's weights as rarely as possible."""
     groups: dict[tuple, list[Pass]] = defaultdict(list)
     for item in passes:
         groups[item.versions, _prompt_key(item)].append(item)
+    starts = _starts_in_common([group[0] for group in groups.values()])
     alone: dict[tuple[str, ...], list[Pass]] = defaultdict(list)
     shared: dict[tuple[str, ...], list[list[Pass]]] = defaultdict(list)
     for (versions, _), group in groups.items():
-        saved = (len(group) - 1) * group[0].rollout.prompt_tokens_P.size
+        prompt_P = group[0].rollout.prompt_tokens_P
+        known = max(starts[id(group[0])], kept.common(prompt_P, _digests(group[0], shelf)))
+        saved = (len(group) - 1) * prompt_P.size + known
         fits = max(item.steps[-1].end for item in group) <= config.forward_tokens
         if len(versions) == 1 and fits and saved < 2 * FORWARD_COST_TOKENS:
             alone[versions].extend(group)
@@ -66,15 +71,39 @@ def batches_of(passes: Iterable[Pass], config: ShadowConfig) -> Iterator[Batch]:
             yield Batch(passes=tuple(group), shared_prompt=True)
 
 
-def run_batch(batch: Batch, shelf: WeightShelf[ShadowModel], config: ShadowConfig) -> Iterator[Hidden]:
+def run_batch(batch: Batch, shelf: WeightShelf[ShadowModel], config: ShadowConfig, kept: PromptKV) -> Iterator[Hidden]:
     """Run the body and yield the hidden states that answer the wanted tokens."""
-    return _run_shared(batch, shelf, config) if batch.shared_prompt else _run_whole(batch, shelf)
+    return _run_shared(batch, shelf, config, kept) if batch.shared_prompt else _run_whole(batch, shelf)
 
 
 def _prompt_key(item: Pass) -> tuple:
     """Passes with this in common may share the prompt's KV."""
     n_prompt = item.rollout.prompt_tokens_P.size
     return item.rollout.prompt_tokens_P.tobytes(), tuple((min(s.end, n_prompt), s.version) for s in item.steps)
+
+
+def _starts_in_common(firsts: Sequence[Pass]) -> dict[int, int]:
+    """id of a pass → how many prompt tokens it has in common with another pass of the same versions."""
+    found = {id(item): 0 for item in firsts}
+    ordered = sorted(firsts, key=lambda item: (item.versions, item.rollout.prompt_tokens_P.tolist()))
+    for left, right in itertools.pairwise(ordered):
+        if left.versions != right.versions:
+            continue
+        size = min(left.rollout.prompt_tokens_P.size, right.rollout.prompt_tokens_P.size)
+        same = left.rollout.prompt_tokens_P[:size] == right.rollout.prompt_tokens_P[:size]
+        common = size if same.all() else int(np.argmin(same))
+        found[id(left)], found[id(right)] = max(found[id(left)], common), max(found[id(right)], common)
+    return found
+
+
+def _digests(item: Pass, shelf: WeightShelf[ShadowModel]) -> list[tuple[int, str]]:
+    """(end, digest of the weights) of the steps that compute the prompt."""
+    found, at, n_prompt = [], 0, item.rollout.prompt_tokens_P.size
+    for step in item.steps:
+        if at < n_prompt:
+            at, known = min(step.end, n_prompt), shelf.know(step.version)
+            found.append((at, known.digest if known is not None else step.version))
+    return found
 
 
 def _one_version_after_prompt(item: Pass) -> bool:
@@ -117,19 +146,23 @@ def _run_whole(batch: Batch, shelf: WeightShelf[ShadowModel]) -> Iterator[Hidden
     yield _answers(batch.passes, range(len(batch.passes)), version, hidden_BLH, at=0)
 
 
-def _run_shared(batch: Batch, shelf: WeightShelf[ShadowModel], config: ShadowConfig) -> Iterator[Hidden]:
+def _run_shared(batch: Batch, shelf: WeightShelf[ShadowModel], config: ShadowConfig, kept: PromptKV) -> Iterator[Hidden]:
     first, everyone = batch.passes[0], range(len(batch.passes))
-    n_prompt = first.rollout.prompt_tokens_P.size
-    cache = shelf.get(first.versions[0]).new_cache()
+    prompt_P, digests = first.rollout.prompt_tokens_P, _digests(first, shelf)
+    n_prompt = prompt_P.size
+    cache, known = kept.take(prompt_P, digests)
+    if cache is None:
+        cache = shelf.get(first.versions[0]).new_cache()
     for step in first.steps:
-        piece = Step(start=step.start, end=min(step.end, n_prompt), version=step.version)
+        piece = Step(start=max(step.start, known), end=min(step.end, n_prompt), version=step.version)
         for at, hidden_1LH in _feed(shelf, piece, [first.inputs], cache, config.forward_tokens):
             yield _answers(batch.passes, everyone, step.version, hidden_1LH, at=at)
+    kept.keep(prompt_P, digests, cache)
     limit = config.forward_tokens if _one_version_after_prompt(first) else 0
     places = {id(item): place for place, item in enumerate(batch.passes)}
     buckets = _by_length(batch.passes, limit)
     for members in buckets:
-        own = copy.deepcopy(cache) if len(buckets) > 1 else cache
+        own = fork(cache) if len(buckets) > 1 else cache
         if len(members) > 1:
             own.batch_repeat_interleave(len(members))
         rows, piece_tokens = [item.inputs for item in members], max(1, config.forward_tokens // len(members))

@@ -21,6 +21,7 @@ from collector.shadow import plan as planning
 from collector.shadow.batches import Batch, Hidden, batches_of, run_batch
 from collector.shadow.model import ShadowModel
 from collector.shadow.plan import Pass, Refusal
+from collector.shadow.prompt_kv import PromptKV
 from collector.shadow.views import (ALWAYS, TokenSampling, View, entropy, expected, expected_distribution, pick,
                                     sampling_rows)
 from collector.weights.shelf import WeightShelf
@@ -50,6 +51,7 @@ class ShadowScorer:
 
     def __init__(self, config: ShadowConfig, shelf: WeightShelf[ShadowModel]) -> None:
         self.config, self.shelf = config, shelf
+        self.prompts = PromptKV(config.prompt_kv_mb << 20)
         self.counts: Counter[str] = Counter()
         self.refusals: deque[Refusal] = deque(maxlen=200)
 
@@ -68,7 +70,7 @@ class ShadowScorer:
         planned = rollouts if prefix_version is None else planning.older_than_their_group(rollouts)
         passes = [item for row, rollout in enumerate(planned)
                   for item in self._plan(row, rollout, version, prefix_version)]
-        for batch in batches_of(self._loadable(passes), self.config):
+        for batch in batches_of(self._loadable(passes), self.shelf, self.config, self.prompts):
             self._score_batch(batch, rows, views)
         scores = [row.score(version or row.rollout.version) for row in rows]
         n_scored = [int(score.scored_mask_T.sum()) for score in scores]
@@ -86,13 +88,16 @@ class ShadowScorer:
                              kv_on_update=self.config.kv_on_update)
 
     def _loadable(self, passes: list[Pass]) -> Iterator[Pass]:
-        """Passes whose versions can all be loaded and whose token ids fit; the others are refused and counted."""
+        """Passes whose generating version can be loaded and whose token ids fit; the others are refused and counted.
+
+        Versions that only computed a part of the prompt are loaded when they are needed: their KV is often kept.
+        """
         by_versions: dict[tuple[str, ...], list[Pass]] = defaultdict(list)
         for item in passes:
             by_versions[item.versions].append(item)
         for versions, group in by_versions.items():
             try:
-                vocab_size = min(self.shelf.get(name).vocab_size for name in dict.fromkeys(versions))
+                vocab_size = self.shelf.get(versions[-1]).vocab_size
             except Unavailable as error:
                 for item in group:
                     self._refuse(item, "version_unavailable", str(error))
@@ -106,11 +111,14 @@ class ShadowScorer:
 
     def _score_batch(self, batch: Batch, rows: list[_Rows], views: Mapping[str, View]) -> None:
         try:
-            for hidden in run_batch(batch, self.shelf, self.config):
+            for hidden in run_batch(batch, self.shelf, self.config, self.prompts):
                 self.counts["body_tokens"] += hidden.body_tokens
                 self.counts["padding_tokens"] += hidden.padding_tokens
                 self._head(hidden, batch, rows, views)
-        except (RuntimeError, Unavailable) as error:  # out of memory, or a version vanished meanwhile
+        except Unavailable as error:  # an older version was pruned, or vanished meanwhile
+            for item in batch.passes:
+                self._refuse(item, "version_unavailable", str(error))
+        except (RuntimeError, IndexError) as error:  # out of memory, or weights of another vocabulary
             if len(batch.passes) > 1:
                 for item in batch.passes:
                     self._score_batch(Batch(passes=(item,), shared_prompt=batch.shared_prompt), rows, views)

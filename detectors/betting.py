@@ -1,24 +1,24 @@
 """Betting explanations: does a known fault predict the engine's logprobs better than health does?
 
 Question.    Tier 2: is the engine's logprob e closer to what fault f would report than to the expected prediction h?
-Statistic.   One rollout gives g = mean over tokens of (|e − h| − |e − f| − δ) / max(|h − f|, s); a bet at fraction λ
-             gains log(1 + λ·g). Each (explanation, λ) is one stream.
+Statistic.   One rollout gives g = Σ w·(|e − h| − |e − f| − δ) / max(Σ w·|h − f|, s) over the tokens with |h − f| ≥ 5δ, where
+             w = min(1, 1 nat / |h − f|); a bet at fraction λ gains log(1 + λ·g). Each (explanation, λ) is one stream.
 Units.       e, h, f, δ (dead band) and s (scale) in nats; g has none; the gain is nats of log evidence.
-Guarantee.   −(1 + δ/s) ≤ g ≤ 1, so 1 + λ·g > 0 for λ < 1/(1 + δ/s). E[g] ≤ 0, hence E[1 + λ·g] ≤ 1, while the
-             conditional median of e is within δ of h: the absolute deviation is smallest at the median and moves by at
-             most δ. Capping |·| would break this, for min(|x|, 1) is not smallest at the median.
+Guarantee.   −1.2 ≤ g ≤ 1, so 1 + λ·g > 0 for λ < 1/1.2. E[g] ≤ 0, hence E[1 + λ·g] ≤ 1, while the conditional median of e
+             is within δ of h: the absolute deviation is smallest at the median and moves by at most δ. Which tokens count,
+             and with what weight, is decided by h and f alone, never by e. Capping |·| would break this, for min(|x|, 1) is
+             not smallest at the median.
 Assumes.     Given the tokens, h and f are fixed and e has its median near h. Samples come from the noisy engine, which
              tilts e − h by about σ²: δ must cover it (σ = .03 → .0009 nats; σ = .13 → .017, above the default δ: such
-             an engine is outside the null, and has a fault of its own).
+             an engine is outside the null, and has a fault of its own). Measurements are not repeated: a token in a context
+             that another rollout of the group had already is the same measurement and bets once (contexts.py).
 Non-finite.  A token whose h or f was not scored (NaN), or whose h is −inf (outside the kept set), is left out: decided
-             without e. f = −inf means the explanation calls the token impossible: its term is −1, the limit. A token
-             whose e is absent or non-finite gets the worst value any e could give, so that the argument holds whatever
-             made it go missing; the hard fact on non-finite logprobs speaks instead.
-When it lies. Differences below δ are invisible on purpose: once a policy is sure of itself, raw and processed logprobs
-             agree within δ on most tokens. A neighbour (T = .9 for raw at .7) can cross first: diagnosis names the cause.
-Example.     A real engine reporting raw logprobs at T = .7: g = .67 on average, .43 nats a rollout at λ = .8; the same
-             engine fixed: g = −.77.
-Source.      DESIGN's form; Waudby-Smith & Ramdas (betting); tested under the null in tests/test_detectors_betting.py.
+             without e. f = −inf means the explanation calls the token impossible: it speaks against f with 1 nat, the limit.
+             A token whose e is absent or non-finite gets the worst value any e could give, so that the argument holds
+             whatever made it go missing; the hard fact on non-finite logprobs speaks instead.
+When it lies. Differences below 5δ are invisible on purpose: once a policy is sure of itself, raw and processed logprobs
+             agree within that on most tokens. A neighbour (T = .9 for raw at .7) can cross first: diagnosis names the cause.
+Source.      DESIGN's form with a ratio of sums (docs/decisions/0003); Waudby-Smith & Ramdas (betting); tested under the null in tests/test_detectors_betting.py.
 """
 
 from __future__ import annotations
@@ -42,30 +42,48 @@ PLANNED_VARIANTS = {"raw_logprobs": 1, "temperature": 9, "stale_weights": 1, "st
 """Cause → how many of its variants (temperatures, KV versions) share its part of the budget equally."""
 
 
+LEAST_DIFFERENCE = 5.0
+"""Tokens on which the two predictions differ by less than this many dead bands are left out."""
+
+LARGEST_DIFFERENCE_NATS = 1.0
+"""A token counts for no more than a difference of this much: no single token decides a rollout's bet."""
+
+
+def largest_fraction() -> float:
+    """Fractions must stay below this for a bet never to lose everything: 1 / (1 + δ / 5δ)."""
+    return 1 / (1 + 1 / LEAST_DIFFERENCE)
+
+
 def bet(e_T: np.ndarray, h_T: np.ndarray, f_T: np.ndarray, *, dead_band: float, scale: float) -> float | None:
-    """g of one rollout, in [−(1 + δ/s), 1]; None when no token can be compared. Arrays are float [T], nats."""
+    """g of one rollout, in [−1.2, 1]; None when no token tells the two predictions apart. Arrays are float [T], nats."""
     e, h, f = (np.asarray(x, dtype=np.float64) for x in (e_T, h_T, f_T))
     known = np.isfinite(h) & (np.isfinite(f) | np.isneginf(f))
     if not known.any():
         return None
     e, h, f = e[known], h[known], f[known]
-    impossible = np.isneginf(f)
-    f = np.where(impossible, h, f)
-    absent = ~np.isfinite(e)
-    e = np.where(absent, h, e)
-    terms = (np.abs(e - h) - np.abs(e - f) - dead_band) / np.maximum(np.abs(h - f), scale)
-    worst = (-np.abs(h - f) - dead_band) / np.maximum(np.abs(h - f), scale)
-    return float(np.where(impossible, -1.0, np.where(absent, worst, terms)).mean())
+    impossible, absent = np.isneginf(f), ~np.isfinite(e)
+    f, e = np.where(impossible, h, f), np.where(absent, h, e)
+    difference = np.where(impossible, LARGEST_DIFFERENCE_NATS, np.abs(h - f))
+    weight = np.minimum(1.0, LARGEST_DIFFERENCE_NATS / np.maximum(difference, LARGEST_DIFFERENCE_NATS))
+    weight[(difference < LEAST_DIFFERENCE * dead_band) | (difference == 0)] = 0.0
+    if not weight.any():
+        return None
+    gain = np.where(absent, -difference, np.abs(e - h) - np.abs(e - f)) - dead_band
+    gain = np.where(impossible, -LARGEST_DIFFERENCE_NATS, gain)
+    return float((weight * gain).sum() / max((weight * difference).sum(), scale))
 
 
 def gains(
-    rollout: Rollout, score: Score, *, fractions: Sequence[float], dead_band: float, scale: float
+    rollout: Rollout, score: Score, *, fractions: Sequence[float], dead_band: float, scale: float,
+    fresh_T: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Log gain of one rollout per explanation and fraction: {"explain:raw_logprobs:0.3": nats}.
 
+    `fresh_T`: tokens that are no repeated measurement (contexts.py); None = all. A rollout without any bets nothing.
     Raises InputError when a view's length is not the rollout's.
     """
     use = rollout.sampled_mask_T if score.scored_mask_T is None else rollout.sampled_mask_T & score.scored_mask_T
+    use = use if fresh_T is None else use & fresh_T
     expected = score.views["expected"]
     found: dict[str, float] = {}
     for view, predicted in score.views.items():

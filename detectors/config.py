@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from detectors.betting import largest_fraction
 from detectors.budget import parse_period_seconds
 
 
@@ -73,7 +74,7 @@ class DetectorsConfig(BaseModel):
 
     false_alarms: str = Field("1 per 30 days", description="how many false statistical pages you accept")
     dead_band_nats: float = Field(0.005, ge=0, description="a median error of the engine's logprob up to this is accepted")
-    bet_scale_nats: float = Field(0.05, gt=0, description="explanations closer than this to the expected view bet less")
+    bet_scale_nats: float = Field(0.3, gt=0, description="explanations that differ from the expected view by less than this, summed over a rollout, bet less")
     bet_fractions: tuple[float, ...] = Field((0.3, 0.8), description="fractions bet by the explanations")
     self_bet_tilts: tuple[float, ...] = Field((-0.6, -0.3, -0.1, 0.1, 0.3, 0.6), description="tilts of the self-bets, log-odds")
     weights: WeightsConfig = Field(default_factory=WeightsConfig, description="how the budget is split")
@@ -95,10 +96,10 @@ class DetectorsConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fractions_keep_wealth_positive(self) -> Self:
-        limit = 1 / (1 + self.dead_band_nats / self.bet_scale_nats)
+        limit = largest_fraction()
         fractions = self.bet_fractions
         if not fractions or min(fractions) <= 0 or max(fractions) >= limit or len(set(fractions)) < len(fractions):
             raise ValueError(
-                f"bet_fractions must be distinct, above 0 and below {limit:.3f} = 1 / (1 + dead_band_nats / bet_scale_nats)"
+                f"bet_fractions must be distinct, above 0 and below {limit:.3f}"
             )
         return self

@@ -4,6 +4,7 @@
 2. The least residual leads; it must beat healthy by `margin_nats` and `confidence_z` standard errors, else healthy leads.
 3. Explained means: residual ≤ `at_floor_ratio` × floor. The floor is what the declared precision alone makes of the same
    tokens (shadow in bf16 against float32), √2 times that when both sides compute in bf16.
+   Older weights are asked only while no head view explains the tokens: each costs a pass of its own.
 4. Another leads and is not explained: named, never confident, when it removes half of the excess over the floor; else
    healthy leads. Healthy leads and is not explained: noise on every token is engine_numerics, the rest unexplained.
 5. Confident means: enough held-out tokens and rollouts, explained, parameters agree between the folds, and every other
@@ -25,14 +26,14 @@ from diagnosis.audit import engine_facts, rollout_facts
 from diagnosis.bench import Bench, Scorer
 from diagnosis.causes import CAUSE_TEXTS
 from diagnosis.config import DiagnosisConfig
-from diagnosis.explanations import DEAR, EXPLANATIONS, Prediction, predictions
+from diagnosis.explanations import DEAR, EXPLANATIONS, OLDER, Prediction, predictions
 from diagnosis.floor import FloorOf, expected_floor
 from diagnosis.noise import noise_shape
 from diagnosis.projection import SMALLEST_DIFFERENCE_NATS, projection
 from diagnosis.sampling import sampled_at
 from diagnosis.sheet import Contrast
 
-CHEAP = tuple(cause for cause in EXPLANATIONS if cause not in DEAR)
+CHEAP = tuple(cause for cause in EXPLANATIONS if cause not in (*OLDER, *DEAR))
 SHIFT_NATS = 0.004
 
 
@@ -67,6 +68,8 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
     bench = Bench(rollouts, scorer, versions=versions, config=config)
     floor_nats = expected_floor(bench, scorer, floor)
     field = predictions(bench, CHEAP)
+    if not _explained(bench, field, floor_nats):
+        field += predictions(bench, OLDER)
     if _needs_more(bench, field, floor_nats):
         field += predictions(bench, DEAR)
     ruling = decide(bench, field, floor_nats)
@@ -149,6 +152,13 @@ def _worst_residual(bench: Bench, healthy: Prediction, leader: Prediction) -> fl
     concerned_N = sheet.differs(healthy.values_N, leader.values_N)
     overall = sheet.residual(leader.values_N)
     return max(overall, sheet.residual(leader.values_N, concerned_N)) if concerned_N.any() else overall
+
+
+def _explained(bench: Bench, field: Sequence[Prediction], floor_nats: float) -> bool:
+    """Does something else than health bring the residual to the floor, clearly better than health?"""
+    best = min(field, key=lambda one: bench.sheet.residual(one.values_N))
+    return (_beats(bench.sheet.contrast(field[0].values_N, best.values_N), bench.config)
+            and _worst_residual(bench, field[0], best) <= bench.config.at_floor_ratio * floor_nats)
 
 
 def _needs_more(bench: Bench, field: Sequence[Prediction], floor_nats: float) -> bool:

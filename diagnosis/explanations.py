@@ -124,6 +124,9 @@ EXPLANATIONS: dict[str, Callable[[Bench], Prediction | None]] = {
 }
 """Cause → what the engine would have reported. engine_numerics, non_finite and unexplained predict nothing: see compete.py."""
 
+OLDER = ("stale_weights", "stale_prefix_cache")
+"""Each older version costs a pass through its own weights: not asked once a head view explains the tokens."""
+
 DEAR = ("truncation", "penalties")
 """Asked only when the others leave something unexplained: their views cost as much as all the others together."""
 

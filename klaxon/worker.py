@@ -23,6 +23,7 @@ from collector.sampler import TwoCoinSampler
 from collector.signals import slice_stats, trainer_score
 from collector.sources.file_tail import RolloutTail
 from collector.sources.inbox import TapInbox
+from detectors.contexts import Contexts
 from detectors.gains import rollout_gains
 from klaxon.batches import BatchBuilder
 from klaxon.config import Config
@@ -57,6 +58,7 @@ class Worker(threading.Thread):
         self.refuse, self.file_rollouts = refuse, file_rollouts
         self.sampler = TwoCoinSampler(config.sampler)
         self.tails = [RolloutTail(path) for path in config.sources.files]
+        self._contexts = Contexts()
         self.recent: deque[Scored] = deque(maxlen=config.diagnosis.memory_rollouts)
         self.counts: Counter[str] = Counter()
         self.busy_seconds = 0.0
@@ -197,7 +199,10 @@ class Worker(threading.Thread):
             self.last_scored_at = self.clock()
         # self-bets need no scoring, so every rollout bets; the rest is for the base coin's rollouts alone
         betting = kept if kept is not None and kept.base_coin else arrived
-        gains = rollout_gains(betting, score if betting is kept else None, self.config.detectors)
+        if betting is kept and score is not None:
+            gains = rollout_gains(kept, score, self.config.detectors, fresh_T=self._contexts.fresh(kept))
+        else:
+            gains = rollout_gains(betting, None, self.config.detectors)
         self.counts.update(counts)
         self.builder.add(t, slices=slices, counts=counts, gains=gains)
         return compared

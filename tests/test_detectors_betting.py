@@ -1,12 +1,15 @@
 """Betting explanations: bounded, and not above zero on average while the engine is healthy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from collector.errors import InputError
-from collector.records import Rollout, Score
+from collector.records import Rollout, Score, WeightSpan
 from detectors import betting
 from detectors.config import DetectorsConfig
+from detectors.contexts import Contexts
 from detectors.gains import rollout_gains
 
 CONFIG = DetectorsConfig()
@@ -28,17 +31,27 @@ def scored(e: list[float], views: dict[str, list[float]], mask: list[bool] | Non
     return rollout, Score(request_id="r", views=arrays, scored_mask_T=None if mask is None else np.array(mask))
 
 
-def test_the_bet_is_the_scaled_difference_of_the_two_errors_less_the_dead_band() -> None:
+def test_the_bet_is_the_weighted_difference_of_the_two_errors_less_the_dead_band() -> None:
     assert bet([-1.0], [-1.5], [-1.0]) == pytest.approx((0.5 - DELTA) / 0.5)
-    assert bet([-1.0], [-1.0], [-1.02]) == pytest.approx((-0.02 - DELTA) / SCALE)
+    assert bet([-1.0], [-1.0], [-1.1]) == pytest.approx((-0.1 - DELTA) / SCALE), "little to gain, little to lose"
+    assert bet([-1.0, -2.0], [-1.5, -2.2], [-1.0, -1.9]) == pytest.approx((0.5 - DELTA + 0.2 - 0.1 - DELTA) / 0.8)
+
+
+def test_tokens_on_which_the_predictions_agree_are_left_out() -> None:
+    assert bet([-1.0, -3.0], [-1.5, -2.0], [-1.0, -2.0 - 4 * DELTA]) == bet([-1.0], [-1.5], [-1.0])
+    assert bet([-1.0], [-2.0], [-2.0]) is None and bet([-1.0], [-2.0], [-2.0 - 4 * DELTA]) is None
+
+
+def test_one_token_counts_for_one_nat_at_most() -> None:
+    assert bet([-9.0, -1.0], [-1.0, -1.5], [-9.0, -1.0]) == pytest.approx((1 - DELTA / 8 + 0.5 - DELTA) / 1.5)
 
 
 def test_the_bet_stays_within_its_bounds_for_any_numbers() -> None:
     rng = np.random.default_rng(1)
-    for _ in range(200):
-        e, h, f = (rng.choice([np.nan, -np.inf, np.inf, -0.0, -1e-9, -3.0, -1e3], size=5) for _ in range(3))
+    for _ in range(500):
+        e, h, f = (rng.choice([np.nan, -np.inf, np.inf, -0.0, -1e-9, -0.03, -0.06, -3.0, -1e3], size=5) for _ in range(3))
         g = bet(e, h, f)
-        assert g is None or -(1 + DELTA / SCALE) - 1e-9 <= g <= 1
+        assert g is None or -1.2 - 1e-9 <= g <= 1
         assert g is None or all(1 + fraction * g > 0 for fraction in CONFIG.bet_fractions)
 
 
@@ -50,6 +63,20 @@ def test_unscored_tokens_are_left_out_and_missing_engine_logprobs_count_as_the_w
 
 def test_a_token_the_explanation_calls_impossible_speaks_against_it() -> None:
     assert bet([-1.0], [-1.0], [-np.inf]) == -1.0
+    assert bet([-1.0, -1.0], [-1.0, -1.5], [-np.inf, -1.0]) == pytest.approx((-1 + 0.5 - DELTA) / 1.5)
+
+
+def test_a_repeated_answer_of_a_group_bets_once() -> None:
+    """Same prompt, version and words: the same number with the same rounding error. Other words: a bet from there on."""
+    seen = Contexts()
+    first, score = scored([-1.0, -1.0], {"expected": [-1.5, -1.5], "raw": [-1.0, -1.0]})
+    second = replace(first, request_id="s", completion_tokens_T=np.array([0, 7], np.int32))
+    fresh = [seen.fresh(one) for one in (first, first, second)]
+    assert [mask.tolist() for mask in fresh] == [[True, True], [False, False], [False, True]]
+    assert rollout_gains(first, score, CONFIG, fresh_T=fresh[1]) == {}
+    for other in (replace(first, prompt_tokens_P=np.array([2], np.int32)),
+                  replace(first, weight_versions=(WeightSpan(start=0, end=2, version="8"),))):
+        assert seen.fresh(other).all(), "another prompt or other weights: another measurement"
 
 
 def test_each_explanation_and_fraction_is_a_stream_named_by_its_cause() -> None:
@@ -100,7 +127,7 @@ def noisy_engine_bets(explanation: str, *, sigma: float, sharpness: float, raw_e
     e = (log_softmax(engine) if raw_engine else sampler)[rows, chosen]
     h, f = log_softmax(logits / T)[rows, chosen], predictions[explanation][rows, chosen]
     shaped = (x.reshape(rollouts, tokens) for x in (e, h, f))
-    return np.array([bet(*row) for row in zip(*shaped, strict=True)])
+    return np.array([g for row in zip(*shaped, strict=True) if (g := bet(*row)) is not None])
 
 
 @pytest.mark.statistical
@@ -119,7 +146,7 @@ def test_the_bets_lose_on_average_when_tokens_come_from_a_noisy_healthy_engine(
 def test_a_median_shift_of_the_dead_band_in_the_explanations_favour_still_earns_nothing() -> None:
     rng = np.random.default_rng(3)
     h = np.full((2000, 12), -2.0)
-    for distance in (0.02, 0.1, 0.5):
+    for distance in (0.03, 0.1, 0.5):
         e = h + DELTA + 0.05 * rng.standard_t(3, size=h.shape)
         g = np.array([bet(*row) for row in zip(e, h, h + distance, strict=True)])
         assert g.mean() - 3 * g.std() / np.sqrt(g.size) <= 0

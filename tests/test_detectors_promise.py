@@ -51,7 +51,9 @@ def stream_gains(sim: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
     for view, values in (("raw", sim["raw"]), ("temperature:0.8", sim["warm"])):
         apart = np.abs(sim["h"] - values)
-        g = ((np.abs(sim["e"] - sim["h"]) - np.abs(sim["e"] - values) - DELTA) / np.maximum(apart, SCALE)).mean(axis=-1)
+        weight = np.where(apart < betting.LEAST_DIFFERENCE * DELTA, 0.0, np.minimum(1, 1 / np.maximum(apart, 1e-12)))
+        worth = weight * (np.abs(sim["e"] - sim["h"]) - np.abs(sim["e"] - values) - DELTA)
+        g = worth.sum(axis=-1) / np.maximum((weight * apart).sum(axis=-1), SCALE)
         name = betting.explanation(view) or ""
         gains |= {betting.stream(name, fraction): np.log1p(fraction * g) for fraction in CONFIG.bet_fractions}
     return gains

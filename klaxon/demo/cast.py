@@ -131,7 +131,7 @@ class Cast:
             "trainer.sampling": {"temperature": TEMPERATURE, "top_p": 1.0, "top_k": -1, "min_p": 0.0,
                                  "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
             # Two cores are shared with the engine and the trainer: score a part of what is sampled, whole groups at a time.
-            "sampler": {"tokens_per_minute": 100_000 if has_gpu() else 1000},
+            "sampler": {"tokens_per_minute": 100_000 if has_gpu() else 6000},
             "weights": {"dir": str(self.folder.training / "weights"), "accept_unmarked": False, "poll_seconds": 1.0},
             "shadow": {"body_dtype": "bfloat16", "head_dtype": "float32", "threads": 1},
             # A diagnosis competes with engine and trainer for the same two cores: fewer rollouts.

@@ -22,7 +22,12 @@ CAUSES = (
 """The closed list of cause names (DESIGN: explanations compete)."""
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "unknown"]
-Traffic = Literal["train", "eval", "canary", "unknown"]
+Traffic = Literal["train", "eval", "judge", "warmup", "canary", "unknown"]
+
+POPULATIONS = ("served", "trained", "lagged", "trainer_check")
+"""What a slice compares. served: what the engine sampled, against the generating version (shadow, else the trainer).
+trained: only the tokens the trainer learns from. lagged: engine against a trainer that had moved on to other weights,
+so mismatch and staleness mixed. trainer_check: the trainer's own logprobs against the shadow's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +84,9 @@ class Rollout:
     traffic: Traffic = "unknown"
     reward: float | None = None
     trainer_logprobs_T: np.ndarray | None = None  # float32 [T] nats, as the trainer recomputed them
+    trainer_version: str | None = None  # the weights the trainer recomputed them with
+    loss_mask_T: np.ndarray | None = None  # bool [T]; True = the trainer learns from this token; None = unknown
+    dropped: bool | None = None  # did the trainer drop this rollout (a group without spread, a filter); None = unknown
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -133,6 +141,7 @@ class SliceStats:
     hist_pos: np.ndarray  # int64 [bins]: |d| counts where d ≥ 0, edges collector.signals.EDGES
     hist_neg: np.ndarray  # int64 [bins]: |d| counts where d < 0
     sums: Mapping[str, float]  # names: collector.signals.SUMS
+    population: str = "served"  # one of POPULATIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from collector.store_schema import SERIES, SERIES_COUNTS, finite, newest_version
 SLICE_KEYS = ("replica", "position", "version", "cached")
 MAX_POINTS = 2000
 _ENDLESS = 1e18
+_POPULATION = "coalesce(s.population, 'served')"  # null in rows of an earlier Klaxon
 
 _BUCKETS = """
 WITH kept AS (
@@ -36,12 +37,15 @@ _POINT = """
 
 
 def read_series(store: Store, *, start: float | None = None, end: float | None = None, max_points: int = 600,
-                replica: str | None = None, position: str | None = None, version: str | None = None) -> pa.Table:
+                replica: str | None = None, position: str | None = None, version: str | None = None,
+                population: str = "served") -> pa.Table:
     """One row a point, oldest first; times are UTC seconds, d in nats, rates are fractions. Metrics are null where nothing was scored."""
     span = _span(start, end, max_points)
     filters = {key: value for key, value in (("replica", replica), ("position", position), ("version", version))
                if value is not None}
-    return _filtered(store, span, filters) if filters else _whole(store, span)
+    if not filters and population == "served":
+        return _whole(store, span)
+    return _filtered(store, span, filters, population)
 
 
 def _whole(store: Store, span: list[Any]) -> pa.Table:
@@ -54,15 +58,16 @@ def _whole(store: Store, span: list[Any]) -> pa.Table:
         f"{counts}, {metrics} FROM bucketed b LEFT JOIN series s USING (t) GROUP BY bucket ORDER BY bucket", span)
 
 
-def _filtered(store: Store, span: list[Any], filters: dict[str, str]) -> pa.Table:
-    where = " AND ".join(f"s.{key} = ?" for key in filters)
+def _filtered(store: Store, span: list[Any], filters: dict[str, str], population: str) -> pa.Table:
+    where = " AND ".join([f"{_POPULATION} = ?", *(f"s.{key} = ?" for key in filters)])
     found = store.query_arrow(
-        f"{_BUCKETS} SELECT bucket, s.* FROM bucketed b JOIN slices s USING (t) WHERE {where}", [*span, *filters.values()])
+        f"{_BUCKETS} SELECT bucket, s.* FROM bucketed b JOIN slices s USING (t) WHERE {where}",
+        [*span, population, *filters.values()])
     groups: dict[int, list[SliceStats]] = defaultdict(list)
     for row in found.to_pylist(maps_as_pydicts="strict"):
         groups[row["bucket"]].append(slice_from(row))
     points = store.query_arrow(f"{_BUCKETS} SELECT bucket, {_POINT} FROM bucketed b GROUP BY bucket ORDER BY bucket", span)
-    rows = [_point_of(groups.get(bucket, [])) for bucket in points["bucket"].to_pylist()]
+    rows = [_point_of(groups.get(bucket, []), population) for bucket in points["bucket"].to_pylist()]
     table = pa.Table.from_pylist(rows, schema=_POINT_SCHEMA)
     for name in points.drop_columns("bucket").column_names:
         table = table.append_column(name, points[name])
@@ -74,11 +79,11 @@ _POINT_SCHEMA = pa.schema([("n_tokens", pa.int64()), ("version_max", pa.int64())
                            *((name + suffix, pa.float64()) for name in SERIES for suffix in ("", "_min", "_max"))])
 
 
-def _point_of(slices: Sequence[SliceStats]) -> dict[str, Any]:
+def _point_of(slices: Sequence[SliceStats], population: str) -> dict[str, Any]:
     point: dict[str, Any] = {"n_tokens": 0, **dict.fromkeys(SERIES_COUNTS, 0)}
     if not slices:
         return point
-    whole = signals.total(slices)
+    whole = signals.total(slices, population=population)
     metrics = signals.metrics(whole)
     point |= {"n_tokens": whole.n_tokens, "version_max": newest_version(item.version for item in slices)}
     point |= {name: int(metrics.get(name) or 0) for name in SERIES_COUNTS}
@@ -88,7 +93,7 @@ def _point_of(slices: Sequence[SliceStats]) -> dict[str, Any]:
 
 
 def read_slices(store: Store, *, start: float | None = None, end: float | None = None,
-                by: Sequence[str] = SLICE_KEYS) -> pa.Table:
+                by: Sequence[str] = SLICE_KEYS, population: str = "served") -> pa.Table:
     """Slices of a time range put together by `by`, with their metrics; without a start the newest 64 batches.
 
     Raises:
@@ -98,13 +103,13 @@ def read_slices(store: Store, *, start: float | None = None, end: float | None =
         raise ValueError(f"by: {', '.join(sorted(unknown))} is none of {', '.join(SLICE_KEYS)}")
     if start is None:
         start = store.query("SELECT coalesce(min(closed_at), 0) FROM (SELECT closed_at FROM batches ORDER BY t DESC LIMIT 64)")[0][0]
-    found = store.query_arrow("SELECT s.* FROM slices s JOIN batches b USING (t) WHERE closed_at >= ? AND closed_at <= ?",
-                              [start, _ENDLESS if end is None else end])
+    found = store.query_arrow(f"SELECT s.* FROM slices s JOIN batches b USING (t) WHERE closed_at >= ? AND closed_at <= ? "
+                              f"AND {_POPULATION} = ?", [start, _ENDLESS if end is None else end, population])
     groups: dict[tuple[Any, ...], list[SliceStats]] = defaultdict(list)
     for row in found.to_pylist(maps_as_pydicts="strict"):
         groups[tuple(row[key] for key in by)].append(slice_from(row))
     rows = [dict(zip(by, key, strict=True)) | {"n_sequences": float(sum(item.n_sequences for item in items))}
-            | _point_of(items) for key, items in groups.items()]
+            | _point_of(items, population) for key, items in groups.items()]
     types = {"cached": pa.bool_()}
     schema = pa.schema([*((key, types.get(key, pa.string())) for key in by), ("n_sequences", pa.float64()),
                         *(field for field in _POINT_SCHEMA if not field.name.endswith(("_min", "_max")))])

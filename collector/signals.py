@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from collector.records import Rollout, Score, SliceStats
+from collector.records import POPULATIONS, Rollout, Score, SliceStats
 
 PUBLIC_EDGES = np.array([0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.2, 0.26, 0.5, 1, 3, math.inf])
 """|d| bin edges of the public batch JSONL, nats [13]."""
@@ -85,20 +85,20 @@ def trainer_score(rollout: Rollout) -> Score | None:
 
 
 def merge(slices: Iterable[SliceStats]) -> tuple[SliceStats, ...]:
-    """Add up slices with the same key (replica, position, version, cached); sorted by key.
+    """Add up slices with the same key (population, replica, position, version, cached); sorted by key.
 
     Histograms and counts add exactly; float sums use math.fsum, so the order of one merge does not matter.
     """
     by_key: dict[tuple, list[SliceStats]] = {}
     for item in slices:
-        by_key.setdefault((item.replica, item.position, item.version, item.cached), []).append(item)
-    order = sorted(by_key, key=lambda key: (key[0], _position_rank(key[1]), str(key[2]), str(key[3])))
+        by_key.setdefault((item.replica, item.position, item.version, item.cached, item.population), []).append(item)
+    order = sorted(by_key, key=lambda key: (POPULATIONS.index(key[4]), key[0], _position_rank(key[1]), str(key[2]), str(key[3])))
     return tuple(_add(by_key[key], *key) for key in order)
 
 
-def total(slices: Iterable[SliceStats]) -> SliceStats:
-    """All slices as one, with key ("*", "*", None, None)."""
-    return _add(list(slices), "*", "*", None, None)
+def total(slices: Iterable[SliceStats], *, population: str = "served") -> SliceStats:
+    """All slices of one population as one, with key ("*", "*", None, None)."""
+    return _add([item for item in slices if item.population == population], "*", "*", None, None, population)
 
 
 def collapse(hist: np.ndarray) -> np.ndarray:
@@ -212,12 +212,13 @@ def _slice(rollout: Rollout, position: str, version: str | None, cached: bool | 
                       sums=dict.fromkeys(SUMS, 0.0) | sums)
 
 
-def _add(items: list[SliceStats], replica: str, position: str, version: str | None, cached: bool | None) -> SliceStats:
+def _add(items: list[SliceStats], replica: str, position: str, version: str | None, cached: bool | None,
+         population: str) -> SliceStats:
     zero = np.zeros(_BINS, dtype=np.int64)
     sums = {name: math.fsum(item.sums[name] for item in items) for name in SUMS}
     sums["max_abs_d"] = max((item.sums["max_abs_d"] for item in items), default=0.0)
     return SliceStats(
-        replica=replica, position=position, version=version, cached=cached,
+        replica=replica, position=position, version=version, cached=cached, population=population,
         n_tokens=sum(item.n_tokens for item in items), n_sequences=math.fsum(item.n_sequences for item in items),
         hist_pos=sum((item.hist_pos for item in items), zero), hist_neg=sum((item.hist_neg for item in items), zero),
         sums=sums)

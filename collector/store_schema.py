@@ -38,7 +38,7 @@ TABLES: dict[str, pa.Schema] = {
     "slices": pa.schema([("t", _BIGINT), ("seq", _BIGINT), ("replica", _TEXT), ("position", _TEXT), ("version", _TEXT),
                          ("cached", _BOOL), ("n_tokens", _BIGINT), ("n_sequences", _DOUBLE),
                          ("hist_pos", pa.list_(_BIGINT)), ("hist_neg", pa.list_(_BIGINT)),
-                         ("sums", pa.map_(_TEXT, _DOUBLE))]),
+                         ("sums", pa.map_(_TEXT, _DOUBLE)), ("population", _TEXT)]),
     "series": pa.schema([("t", _BIGINT), ("closed_at", _DOUBLE), ("n_tokens", _BIGINT), ("n_sequences", _DOUBLE),
                          ("version_max", _BIGINT), *((name, _DOUBLE) for name in SERIES),
                          *((name, _BIGINT) for name in SERIES_COUNTS)]),
@@ -64,10 +64,12 @@ _SQL_TYPES = {_DOUBLE: "DOUBLE", _BIGINT: "BIGINT", _TEXT: "VARCHAR", _BOOL: "BO
 
 
 def ddl() -> list[str]:
-    """One CREATE TABLE IF NOT EXISTS a table."""
-    return [f"CREATE TABLE IF NOT EXISTS {name} ("
+    """One CREATE TABLE IF NOT EXISTS a table, and the columns a file of an earlier Klaxon lacks (added at the end, null)."""
+    made = [f"CREATE TABLE IF NOT EXISTS {name} ("
             + ", ".join(f'"{field.name}" {_SQL_TYPES[field.type]}' for field in schema) + ")"
             for name, schema in TABLES.items()]
+    return made + [f'ALTER TABLE {name} ADD COLUMN IF NOT EXISTS "{field.name}" {_SQL_TYPES[field.type]}'
+                   for name, schema in TABLES.items() for field in schema]
 
 
 def to_arrow(table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -97,7 +99,7 @@ def _slice_row(t: int, seq: int, item: SliceStats) -> dict[str, Any]:
     return {"t": t, "seq": seq, "replica": item.replica, "position": item.position, "version": item.version,
             "cached": item.cached, "n_tokens": item.n_tokens, "n_sequences": float(item.n_sequences),
             "hist_pos": [int(count) for count in item.hist_pos], "hist_neg": [int(count) for count in item.hist_neg],
-            "sums": [(name, float(value)) for name, value in item.sums.items()]}
+            "sums": [(name, float(value)) for name, value in item.sums.items()], "population": item.population}
 
 
 def _series_row(batch: BatchStats) -> dict[str, Any]:
@@ -176,5 +178,5 @@ def slice_from(row: Mapping[str, Any]) -> SliceStats:
         replica=row["replica"], position=row["position"], version=row["version"], cached=row["cached"],
         n_tokens=row["n_tokens"], n_sequences=row["n_sequences"],
         hist_pos=np.array(row["hist_pos"], dtype=np.int64), hist_neg=np.array(row["hist_neg"], dtype=np.int64),
-        sums=dict(row["sums"]),
+        sums=dict(row["sums"]), population=row.get("population") or "served",
     )

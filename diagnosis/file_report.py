@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from collector import signals
+from collector import populations, signals
+from collector.config import SignalsConfig
 from collector.records import BatchStats, Rollout, SliceStats
 from detectors.bank import Bank
 from detectors.config import DetectorsConfig
@@ -119,9 +120,9 @@ def run_bank(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seco
 
 
 def slices_of(rollouts: Sequence[Rollout]) -> tuple[SliceStats, ...]:
-    """Tier-1 statistics of all rollouts that carry trainer logprobs."""
-    pairs = [(rollout, signals.trainer_score(rollout)) for rollout in rollouts]
-    return signals.merge(item for rollout, score in pairs if score is not None for item in signals.slice_stats(rollout, score))
+    """Tier-1 statistics of all rollouts that carry trainer logprobs, every population."""
+    config = SignalsConfig()
+    return signals.merge(item for rollout in rollouts for item in populations.slices_of(rollout, None, config))
 
 
 def _batch(t: int, group: Sequence[Rollout], config: DetectorsConfig, reasons: dict[str, int]) -> tuple[BatchStats, int]:

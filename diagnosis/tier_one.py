@@ -38,13 +38,14 @@ def tier_one_findings(rollouts: Sequence[Rollout], slices: Sequence[SliceStats])
     covered = sum(r.trainer_logprobs_T is not None for r in rollouts)
     if covered < len(rollouts):
         yield Finding(state="unknown", topic="trainer", text=f"{len(rollouts) - covered} of {len(rollouts)} rollouts carry no trainer logprobs")
+    yield from _lagged(slices)
     if not values["n_tokens"]:
-        yield Finding(state="unknown", topic="trainer", text="no token has a finite logprob on both sides")
+        yield Finding(state="unknown", topic="trainer", text="no token has a finite logprob on both sides at the same weight version")
         return
     dtype, band = band_of(rollouts)
     details = (
         f"mean d {values['mean_d']:+.4f}, mean |d| {values['mean_abs_d']:.4f}, k3 {values['k3']:.2g}, max {values['max_abs_d']:.2f} nats over {values['n_tokens']:,.0f} tokens",
-        f"policy-ratio clip rate {values['clip_rate']:.1%}, ESS {values['ess']:.3f}", *_worst_slices(slices),
+        f"policy-ratio clip rate {values['clip_rate']:.1%}, ESS {values['ess']:.3f}", *_trained(slices, values), *_worst_slices(slices),
     )
     outside = list(problems(values, band))
     if outside:
@@ -59,6 +60,22 @@ def tier_one_findings(rollouts: Sequence[Rollout], slices: Sequence[SliceStats])
     if values["outside_kept"]:
         text = f"{values['outside_kept']:.0f} sampled tokens have probability 0 for the trainer: truncation differs"
         yield Finding(state="unknown", topic="trainer", text=text)
+
+
+def _trained(slices: Sequence[SliceStats], served: dict[str, float]) -> Iterator[str]:
+    """What is trained on, where that is less than what was served."""
+    trained = signals.metrics(signals.total(slices, population="trained"))
+    if trained["n_tokens"] and trained["n_tokens"] != served["n_tokens"]:
+        yield (f"of these {trained['n_tokens']:,.0f} tokens are trained on: mean |d| {trained['mean_abs_d']:.4f}, k3 {trained['k3']:.2g}, "
+               f"clip rate {trained['clip_rate']:.1%}")
+
+
+def _lagged(slices: Sequence[SliceStats]) -> Iterator[Finding]:
+    lagged = signals.metrics(signals.total(slices, population="lagged"))
+    if lagged["n_tokens"]:
+        yield Finding(state="unknown", topic="staleness", text=(
+            f"{lagged['n_tokens']:,.0f} tokens were recomputed by the trainer with other weights than those that generated them "
+            f"(mean |d| {lagged['mean_abs_d']:.4f}): mismatch and staleness are mixed there, so they are not judged"))
 
 
 def band_of(rollouts: Sequence[Rollout]) -> tuple[str, float]:

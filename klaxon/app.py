@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from alerts.service import Alerts
 from collector.errors import ConfigError, KlaxonError, Unavailable
 from collector.sources.inbox import TapInbox
+from collector.sources.trainer_logprobs import parse_trainer_side
 from collector.store import Store
 from detectors.bank import Bank
 from klaxon.api import build_api
@@ -64,7 +65,8 @@ class Daemon:
         self.shadow: Shadow | None = open_shadow(config, self.say)
         self.trainer = TrainerSide(config, self.store, self.shadow, self.say)
         self.ingest = Ingest(self.inbox, {"heartbeat": self._heartbeat, "metrics": self.trainer.take_metrics,
-                                          "weights": self.trainer.take_weights, "event": self._event})
+                                          "weights": self.trainer.take_weights, "event": self._event,
+                                          "trainer_logprobs": self._trainer_logprobs})
         self._wire(folder)
 
     def _wire(self, folder: Path) -> None:
@@ -120,6 +122,10 @@ class Daemon:
 
     def _heartbeat(self, message: dict) -> None:
         self.taps.beat(message, now=time.time())
+
+    def _trainer_logprobs(self, message: dict) -> None:
+        if not self.worker.trainer_says(parse_trainer_side(message, where="trainer")):
+            self.counts["trainer_words_dropped"] += 1
 
     def _event(self, message: dict) -> None:
         data = message.get("data") or {}

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from alerts.service import Alerts
     from klaxon.shadow import Say, Shadow
     from klaxon.taps import TapBook
-    from klaxon.worker import Scored, Worker
+    from klaxon.filing import Scored
+    from klaxon.worker import Worker
 
 log = logging.getLogger("klaxon.diagnosis")
 ATTEMPTS = 8  # competitions an incident gets while the verdict is not confident

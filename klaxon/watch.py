@@ -121,15 +121,17 @@ class Watch(threading.Thread):
             self._unstored.popleft()
 
     def _remember_level(self, batch: BatchStats) -> None:
-        if self._statistical is None and not self.bank.firing and batch.slices:
-            self._clean_levels.append(metrics(total(batch.slices))["mean_abs_d"])
+        whole = total(batch.slices)
+        if self._statistical is None and not self.bank.firing and whole.n_tokens:
+            self._clean_levels.append(metrics(whole)["mean_abs_d"])
 
     def _sized(self, drift: Drift) -> Drift:
         """The drift with its effect: mean |d| of the batches since the change, nats; as it is where nothing was compared."""
         since = [item for batch in self._recent if batch.t >= drift.change_t[1] for item in batch.slices]
-        if drift.kind == "fact" or not since:
+        whole = total(since)
+        if drift.kind == "fact" or not whole.n_tokens:
             return drift
-        return replace(drift, effect=metrics(total(since))["mean_abs_d"], effect_unit="nats")
+        return replace(drift, effect=metrics(whole)["mean_abs_d"], effect_unit="nats")
 
     def _page(self, drifts: Sequence[Drift], now: float, closed_at: float | None = None) -> None:
         statistical = [drift for drift in drifts if drift.kind == "statistical"]

@@ -11,22 +11,19 @@ import queue
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from collector.errors import InputError, KlaxonError
-from collector.records import Rollout, Score, SliceStats
-from collector.sampler import TwoCoinSampler
-from collector.signals import slice_stats, trainer_score
-from collector.sources.file_tail import RolloutTail
+from collector.records import Rollout, Score
+from collector.sampler import Draw, TwoCoinSampler
+from collector.sources.file_tail import RolloutTail, TrainerTail
 from collector.sources.inbox import TapInbox
-from detectors.contexts import Contexts
-from detectors.gains import rollout_gains
+from collector.sources.trainer_logprobs import TrainerSide
 from klaxon.batches import BatchBuilder
 from klaxon.config import Config
+from klaxon.filing import Filing, Scored
 
 if TYPE_CHECKING:
     from klaxon.shadow_views import ShadowViews
@@ -37,15 +34,6 @@ GROUP_ROLLOUTS = 32
 VERSION_PATIENCE_SECONDS = 20.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """A rollout kept in memory for diagnosis, with its batch number and score."""
-
-    t: int
-    rollout: Rollout
-    score: Score
-
-
 class Worker(threading.Thread):
     """Polls the sources, samples, scores and files statistics under `builder_lock`."""
 
@@ -54,17 +42,16 @@ class Worker(threading.Thread):
                  file_rollouts: Callable[[int, list[tuple[Rollout, Score]]], None], clock: Callable[[], float] = time.time) -> None:
         super().__init__(name="klaxon-worker", daemon=True)
         self.config, self.inbox, self.views, self.clock = config, inbox, views, clock
-        self.builder, self.builder_lock = builder, builder_lock
+        self.builder_lock = builder_lock
+        self.filing = Filing(config, builder, has_shadow=views is not None)
         self.refuse, self.file_rollouts = refuse, file_rollouts
         self.sampler = TwoCoinSampler(config.sampler)
         self.tails = [RolloutTail(path) for path in config.sources.files]
-        self._contexts = Contexts()
-        self.recent: deque[Scored] = deque(maxlen=config.diagnosis.memory_rollouts)
-        self.counts: Counter[str] = Counter()
+        self.trainer_tails = [TrainerTail(path) for path in config.sources.trainer_files]
+        self._trainer_says: queue.Queue[TrainerSide] = queue.Queue(config.sources.inbox_rollouts)
         self.busy_seconds = 0.0
         self.last_scored_at: float | None = None
         self.last_rollout_at: float | None = None
-        self.trainer_logprobs_seen = False
         self.longest_gap_seconds = 0.0
         self.newest_version: str | None = None  # weight label of the newest rollout
         self.busy_since: float | None = None  # when the group in hand was taken; None = idle
@@ -75,6 +62,29 @@ class Worker(threading.Thread):
     def submit(self, task: Callable[[], None]) -> None:
         """Run `task` on the working thread, between two groups of rollouts."""
         self._tasks.put(task)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What was seen, sampled and scored since the start."""
+        return self.filing.counts
+
+    @property
+    def recent(self) -> deque[Scored]:
+        """The newest compared rollouts."""
+        return self.filing.recent
+
+    @property
+    def trainer_logprobs_seen(self) -> bool:
+        """Has the trainer ever told its own logprobs?"""
+        return self.filing.trainer_logprobs_seen
+
+    def trainer_says(self, side: TrainerSide) -> bool:
+        """Take the trainer's word on a rollout, from any thread; False when too many wait."""
+        try:
+            self._trainer_says.put_nowait(side)
+        except queue.Full:
+            return False
+        return True
 
     def stop(self) -> None:
         """Ask the thread to end after the group in hand."""
@@ -97,13 +107,11 @@ class Worker(threading.Thread):
         now = self.clock()
         arrived = self._arrivals()
         ready = [self._assume(rollout) for rollout in arrived] + self._due(now)
-        if not ready:
-            return False
         if arrived:
             self._note_arrival(arrived, now)
-        group = [rollout for rollout in ready if self._known_version(rollout, now)]
-        self._file(group, now)
-        return True
+        if ready:
+            self._file([rollout for rollout in ready if self._known_version(rollout, now)], now)
+        return self._hear(now) or bool(ready)
 
     def _note_arrival(self, arrived: list[Rollout], now: float) -> None:
         if self.last_rollout_at is not None:
@@ -154,60 +162,66 @@ class Worker(threading.Thread):
             due.append(self._waiting.popleft()[1])
         return due
 
+    def _hear(self, now: float) -> bool:
+        """Join what the trainer said meanwhile; True when a rollout could be compared."""
+        sides = list(self._trainer_words())
+        if not sides and not self.filing.join.waiting:
+            return False
+        with self.builder_lock:
+            compared, refused = self.filing.hear(sides, now=now)
+        for error in refused:
+            self.refuse(error)
+        self._store([(t, rollout, score) for t, rollout, score in compared], now)
+        return bool(compared)
+
+    def _trainer_words(self) -> Iterator[TrainerSide]:
+        for _ in range(self._trainer_says.qsize()):
+            yield self._trainer_says.get_nowait()
+        for tail in self.trainer_tails:
+            for item in tail.poll():
+                if isinstance(item, InputError):
+                    self.refuse(item)
+                else:
+                    yield item
+
     def _file(self, group: list[Rollout], now: float) -> None:
-        draws = [self.sampler.draw(rollout, now=now) for rollout in group]
+        draws = [self._draw(rollout, now) for rollout in group]
         kept = [draw.rollout for draw in draws if draw.rollout is not None]
         self.busy_since, started = now, time.perf_counter()
         scores = self._score(kept)
         self.busy_seconds += time.perf_counter() - started
         self.busy_since = None
-        scored: dict[int, list[tuple[Rollout, Score]]] = defaultdict(list)
+        compared: list[tuple[int, Rollout, Score]] = []
         with self.builder_lock:
             for rollout, draw in zip(group, draws, strict=True):
-                t = self.builder.window_of(rollout.finished_at or now, now=now)
-                score = scores.get(rollout.request_id) if draw.rollout is not None else None
-                if self._file_one(t, rollout, draw.rollout, score):
-                    scored[t].append((draw.rollout, score))
-        for t, pairs in scored.items():
+                shadow = scores.get(rollout.request_id) if draw.rollout is not None else None
+                t, judged = self.filing.file(rollout, draw.rollout, shadow, now=now)
+                if judged is not None:
+                    compared.append((t, draw.rollout, judged))
+        self._store(compared, now)
+
+    def _store(self, compared: list[tuple[int, Rollout, Score]], now: float) -> None:
+        by_batch: dict[int, list[tuple[Rollout, Score]]] = defaultdict(list)
+        for t, rollout, score in compared:
+            by_batch[t].append((rollout, score))
+        for t, pairs in by_batch.items():
             self.file_rollouts(t, pairs)
+        if compared:
+            self.last_scored_at = now
+
+    def _draw(self, rollout: Rollout, now: float) -> Draw:
+        """The two coins; without a scorer there is no budget to keep, and every rollout is compared."""
+        if self.views is None:
+            return Draw(rollout=rollout, base=rollout.base_coin, hinted=False)
+        return self.sampler.draw(rollout, now=now)
 
     def _score(self, kept: list[Rollout]) -> dict[str, Score]:
-        if self.views is not None:
-            try:
-                return {score.request_id: score for score in self.views.score(kept)}
-            except KlaxonError as error:
-                self.counts["scorer_errors"] += 1
-                log.warning("these %d rollouts were not scored: %s", len(kept), error)
-                return {}
-        scores = [score for rollout in kept if (score := trainer_score(rollout)) is not None]
-        return {score.request_id: score for score in scores}
-
-    def _file_one(self, t: int, arrived: Rollout, kept: Rollout | None, score: Score | None) -> bool:
-        """File one rollout; True when it was compared with the trainer."""
-        self.trainer_logprobs_seen |= arrived.trainer_logprobs_T is not None
-        nonfinite = int((~np.isfinite(arrived.engine_logprobs_T) & arrived.sampled_mask_T).sum())
-        counts = Counter(seen=1, tokens_seen=arrived.n_tokens, sampled=int(kept is not None), nonfinite=nonfinite)
-        slices: tuple[SliceStats, ...] = ()
-        if kept is not None:
-            slices = self._compare(kept, score)
-            tokens_scored = sum(item.n_tokens for item in slices)
-            counts.update(tokens_scored=tokens_scored, tokens_unscored=kept.n_tokens - tokens_scored,
-                          scored=int(tokens_scored > 0), unscored=int(tokens_scored == 0))
-        compared = counts["scored"] > 0
-        if compared:
-            self.recent.append(Scored(t=t, rollout=kept, score=score))
-            self.last_scored_at = self.clock()
-        # self-bets need no scoring, so every rollout bets; the rest is for the base coin's rollouts alone
-        betting = kept if kept is not None and kept.base_coin else arrived
-        if betting is kept and score is not None:
-            gains = rollout_gains(kept, score, self.config.detectors, fresh_T=self._contexts.fresh(kept))
-        else:
-            gains = rollout_gains(betting, None, self.config.detectors)
-        self.counts.update(counts)
-        self.builder.add(t, slices=slices, counts=counts, gains=gains)
-        return compared
-
-    def _compare(self, kept: Rollout, score: Score | None) -> tuple[SliceStats, ...]:
-        if score is None:
-            return ()
-        return slice_stats(kept, score, eps_low=self.config.signals.eps_low, eps_high=self.config.signals.eps_high)
+        """The shadow's scores by request id; {} without a shadow."""
+        if self.views is None:
+            return {}
+        try:
+            return {score.request_id: score for score in self.views.score(kept)}
+        except KlaxonError as error:
+            self.counts["scorer_errors"] += 1
+            log.warning("these %d rollouts were not scored: %s", len(kept), error)
+            return {}

@@ -12,6 +12,9 @@ class SourcesConfig(BaseModel):
 
     tap: bool = Field(True, description="accept rollouts from taps (klaxon-tap in the engine) over the socket and HTTP")
     files: list[str] = Field([], description="rollout JSONL files to tail live (they may appear later)")
+    trainer_files: list[str] = Field([], description="JSONL files the trainer appends its own logprobs to (docs/tap.md), tailed live and joined to the rollouts: tier 1, no weights and no GPU needed")
+    join_rollouts: int = Field(4096, ge=1, description="rollouts remembered until the trainer speaks of them")
+    join_seconds: float = Field(600.0, gt=0, description="how long the trainer's word waits for a rollout that has not arrived yet")
     inbox_rollouts: int = Field(4096, ge=1, description="rollouts held while the scorer is busy; beyond it taps are told to wait")
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from collector.errors import InputError
 from collector.records import Rollout
 from collector.sources.rollout_json import parse_rollout
+from collector.sources.trainer_logprobs import TrainerSide, parse_trainer_side
+
+Parsed = TypeVar("Parsed")
 
 
 class JsonLinesTail:
@@ -44,13 +48,16 @@ class JsonLinesTail:
         if not line.strip():
             return None
         where = f"{self.path}:{self._line}"
-        try:
-            obj = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            return where, InputError(f"not JSON ({error})", where=where)
-        if not isinstance(obj, dict):
-            return where, InputError("a JSON object is expected", where=where)
-        return where, obj
+        return where, parse_line(line, where=where)
+
+
+def parse_line(line: bytes, *, where: str) -> dict[str, Any] | InputError:
+    """One line as a JSON object."""
+    try:
+        obj = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return InputError(f"not JSON ({error})", where=where)
+    return obj if isinstance(obj, dict) else InputError("a JSON object is expected", where=where)
 
 
 class RolloutTail:
@@ -61,13 +68,40 @@ class RolloutTail:
 
     def poll(self) -> list[Rollout | InputError]:
         """New rollouts, a refused line as its InputError."""
-        return [_rollout(where, item) for where, item in self._tail.poll()]
+        return [_parsed(parse_rollout, where, item) for where, item in self._tail.poll()]
 
 
-def _rollout(where: str, item: dict[str, Any] | InputError) -> Rollout | InputError:
+class TrainerTail:
+    """What the trainer says of its rollouts, from a tailed JSONL file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._tail = JsonLinesTail(path)
+
+    def poll(self) -> list[TrainerSide | InputError]:
+        """New lines, a refused one as its InputError."""
+        return [_parsed(parse_trainer_side, where, item) for where, item in self._tail.poll()]
+
+
+def read_trainer_file(path: str | Path) -> Iterator[TrainerSide | InputError]:
+    """Every line of a whole file, a last one without its newline too.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"cannot be opened ({error.strerror or error})", where=str(path)) from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield _parsed(parse_trainer_side, where, parse_line(line, where=where))
+
+
+def _parsed(parse: Callable[..., Parsed], where: str, item: dict[str, Any] | InputError) -> Parsed | InputError:
     if isinstance(item, InputError):
         return item
     try:
-        return parse_rollout(item, where=where)
+        return parse(item, where=where)
     except InputError as error:
         return error

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from collector.errors import InputError
 from collector.records import Rollout
 
+if TYPE_CHECKING:
+    from collector.sources.trainer_logprobs import TrainerSide
+
 
 def look(
     file: Annotated[str, typer.Argument(help="rollout JSONL, .gz too; - reads standard input")],
+    trainer: Annotated[str, typer.Option(help="JSONL of the trainer's own logprobs, joined by request id or by tokens")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="exit 2 when any line is refused")] = False,
     json_: Annotated[bool, typer.Option("--json", help="one JSON object instead of the report")] = False,
     false_alarms: Annotated[str, typer.Option(help="how many false alarms you accept")] = "1 per 30 days",
@@ -30,6 +34,8 @@ def look(
     rollouts, refused = read_file(file)
     if not rollouts:
         raise _nothing_usable(file, refused)
+    if trainer:
+        rollouts = _with_trainer(rollouts, trainer, refused)
     report = examine(rollouts, config=config, batch_seconds=DaemonConfig().batch_seconds)
     code = 2 if strict and refused else int(report.verdict == "mismatch")
     if json_:
@@ -55,6 +61,28 @@ def read_file(file: str) -> tuple[list[Rollout], list[InputError]]:
         else:
             rollouts.append(item)
     return rollouts, refused
+
+
+def _with_trainer(rollouts: list[Rollout], trainer: str, refused: list[InputError]) -> list[Rollout]:
+    """The rollouts with the trainer's word on them; refused lines are added to `refused`.
+
+    Raises:
+        InputError: no line of the trainer's file speaks of these rollouts.
+    """
+    from collector.join import join_all
+    from collector.sources.file_tail import read_trainer_file
+
+    sides: list[TrainerSide] = []
+    for item in read_trainer_file(trainer):
+        (refused if isinstance(item, InputError) else sides).append(item)
+    joined, mismatched, counts = join_all(rollouts, sides)
+    refused += mismatched
+    if unmatched := counts["trainer_unmatched"]:
+        refused.append(InputError(f"{unmatched} of {len(sides)} lines speak of no rollout of this file", where=trainer))
+    if not counts["trainer_joined"]:
+        raise InputError(f"none of its {len(sides)} lines speaks of these rollouts: request_id, or prompt_token_ids and "
+                         "token_ids, must be those of the rollout file", where=trainer)
+    return joined
 
 
 def usable(file: str, *, strict: bool) -> tuple[list[Rollout], list[InputError]]:

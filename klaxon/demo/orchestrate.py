@@ -27,7 +27,7 @@ QUIET_BATCHES = 3
 
 POLL_SECONDS = 0.5
 
-STALE_LEARNING_RATE = "1e-4"
+STALE_LEARNING_RATE = "1.2e-4"
 """Learning rate from the stale-cache fault on: updates large enough that old keys and values matter."""
 
 

@@ -4,9 +4,10 @@ In a trainer:
 
     klaxon_tap.announce_weights("41", "/ckpt/41")
     klaxon_tap.push(step, {"kl": 0.001, "clip_rate": 0.02, "reward": 0.4})
+    klaxon_tap.push_logprobs(logprobs, request_id="cmpl-7", loss_mask=mask, version="41")
 
 KLAXON_URL names the daemon (unix:///run/klaxon.sock or http://host:port), KLAXON_TOKEN its token. Without KLAXON_URL
-both do nothing.
+all of them do nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from klaxon_tap import settings
 from klaxon_tap.sender import Sender
 
 __version__ = "0.1.0"
-__all__ = ["announce_weights", "push"]
+__all__ = ["announce_weights", "push", "push_logprobs"]
 
 _log = logging.getLogger("klaxon_tap")
 _sender: Sender | None = None
@@ -35,6 +36,27 @@ def push(step: int, metrics: Mapping[str, Any]) -> bool:
         return _put({"kind": "metrics", "step": int(step), "metrics": numbers, "at": time.time()})
     except Exception as error:
         _log.warning("klaxon tap: step %r was not pushed (%s: %s)", step, type(error).__name__, error)
+        return False
+
+
+def push_logprobs(logprobs: Any, *, request_id: str | None = None, prompt_token_ids: Any = None, token_ids: Any = None,
+                  version: str | int | None = None, loss_mask: Any = None, dropped: bool | None = None,
+                  traffic: str | None = None, reward: float | None = None) -> bool:
+    """Send the trainer's own logprobs of one rollout's completion tokens, nats; with them Klaxon needs no weights.
+
+    Arrays are lists, or anything with `tolist()` (a tensor is copied to the CPU here: call it where you log). The
+    rollout is named by the engine's request_id, or by prompt_token_ids and token_ids. `version`: the weights the logprobs
+    were computed with; `loss_mask`: 1 where the trainer learns; `dropped`: the trainer threw the rollout away (logprobs
+    may then be None); `traffic`: train, eval, judge, warmup or canary. False when nothing was queued.
+    """
+    try:
+        said = {"logprobs": _plain(logprobs), "request_id": request_id, "prompt_token_ids": _plain(prompt_token_ids),
+                "token_ids": _plain(token_ids), "version": None if version is None else str(version),
+                "loss_mask": None if loss_mask is None else [int(bool(one)) for one in _plain(loss_mask)],
+                "dropped": dropped, "traffic": traffic, "reward": None if reward is None else float(reward)}
+        return _put({"kind": "trainer_logprobs", **{name: value for name, value in said.items() if value is not None}})
+    except Exception as error:
+        _log.warning("klaxon tap: logprobs of %r were not pushed (%s: %s)", request_id, type(error).__name__, error)
         return False
 
 
@@ -64,3 +86,11 @@ def _is_number(value: Any) -> bool:
         return math.isfinite(float(value)) and not isinstance(value, bool)
     except (TypeError, ValueError, OverflowError):
         return False
+
+
+def _plain(values: Any) -> Any:
+    """A flat list of numbers; non-finite ones become None, which JSON can carry."""
+    if values is None:
+        return None
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    return [None if isinstance(one, float) and not math.isfinite(one) else one for one in listed]

@@ -1,0 +1,120 @@
+"""Tier 1: join what the trainer says to the rollouts the engine reported, whichever comes first.
+
+By request id where both sides know it, else by the tokens themselves (the same words twice are told apart by taking the
+oldest rollout first; their logprobs agree anyway, for they have the same context). Both sides wait in memory, bounded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from collector.errors import InputError
+from collector.records import Rollout
+from collector.sources.trainer_logprobs import TrainerSide, content_key
+
+Extra = TypeVar("Extra")
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[Extra]):
+    rollout: Rollout
+    extra: Extra
+    content: str
+    joined: bool = False
+
+
+class Join(Generic[Extra]):
+    """Remembers `limit` rollouts, each with whatever the caller wants back, and as many early words of the trainer.
+
+    `counts`: trainer_joined, trainer_unmatched (no such rollout came), trainer_refused (lengths differ), trainer_repeated.
+    """
+
+    def __init__(self, *, limit: int, patience_seconds: float) -> None:
+        self._limit, self._patience = limit, patience_seconds
+        self._rollouts: OrderedDict[int, _Waiting[Extra]] = OrderedDict()
+        self._serial = 0
+        self._by_id: dict[str, int] = {}
+        self._by_content: dict[str, deque[int]] = defaultdict(deque)
+        self._early: deque[tuple[float, TrainerSide]] = deque()
+        self.counts: Counter[str] = Counter()
+
+    def remember(self, rollout: Rollout, extra: Extra) -> None:
+        """A rollout the trainer may still speak of."""
+        self._serial += 1
+        waiting = _Waiting(rollout, extra, content_key(rollout.prompt_tokens_P, rollout.completion_tokens_T))
+        self._rollouts[self._serial] = waiting
+        self._by_id[rollout.request_id] = self._serial
+        self._by_content[waiting.content].append(self._serial)
+        if len(self._rollouts) > self._limit:
+            self._forget(*self._rollouts.popitem(last=False))
+
+    def say(self, side: TrainerSide, *, now: float) -> None:
+        """The trainer's word on a rollout, matched at the next `matches`."""
+        self._early.append((now, side))
+        if len(self._early) > self._limit:
+            self._early.popleft()
+            self.counts["trainer_unmatched"] += 1
+
+    def matches(self, *, now: float) -> list[tuple[Rollout, Extra] | InputError]:
+        """Every rollout the trainer has spoken of since, with its word on it; a length mismatch comes as its error."""
+        found: list[tuple[Rollout, Extra] | InputError] = []
+        still: deque[tuple[float, TrainerSide]] = deque()
+        for at, side in self._early:
+            waiting = self._find(side)
+            if waiting is None:
+                if now - at > self._patience:
+                    self.counts["trainer_unmatched"] += 1
+                else:
+                    still.append((at, side))
+                continue
+            try:
+                joined = side.on(waiting.rollout)
+            except InputError as error:
+                self.counts["trainer_refused"] += 1
+                found.append(error)
+                continue
+            self.counts["trainer_repeated" if waiting.joined else "trainer_joined"] += 1
+            if not waiting.joined:
+                waiting.joined = True
+                found.append((joined, waiting.extra))
+        self._early = still
+        return found
+
+    @property
+    def waiting(self) -> int:
+        """Words of the trainer without a rollout yet."""
+        return len(self._early)
+
+    def _find(self, side: TrainerSide) -> _Waiting[Extra] | None:
+        serial = self._by_id.get(side.request_id) if side.request_id is not None else None
+        if serial is None and side.content is not None:
+            serials = self._by_content.get(side.content, ())
+            serial = next((one for one in serials if not self._rollouts[one].joined), serials[0] if serials else None)
+        return self._rollouts.get(serial) if serial is not None else None
+
+    def _forget(self, serial: int, waiting: _Waiting[Extra]) -> None:
+        if self._by_id.get(waiting.rollout.request_id) == serial:
+            del self._by_id[waiting.rollout.request_id]
+        serials = self._by_content[waiting.content]
+        serials.remove(serial)
+        if not serials:
+            del self._by_content[waiting.content]
+
+
+def join_all(rollouts: Sequence[Rollout], sides: Iterable[TrainerSide]) -> tuple[list[Rollout], list[InputError], Counter[str]]:
+    """Whole files joined: the rollouts in their order, what was refused, and the counts of `Join`."""
+    join: Join[int] = Join(limit=len(rollouts) + 1, patience_seconds=0.0)
+    for place, rollout in enumerate(rollouts):
+        join.remember(rollout, place)
+    out, refused = list(rollouts), []
+    for number, side in enumerate(sides):
+        join.say(side, now=float(number))
+        for found in join.matches(now=number + 1.0):
+            if isinstance(found, InputError):
+                refused.append(found)
+            else:
+                out[found[1]] = found[0]
+    return out, refused, join.counts

@@ -1,0 +1,71 @@
+"""The comparisons one rollout allows: what was served, what is trained on, and whether trainer and shadow agree.
+
+A trainer that recomputed the logprobs under the version that generated the tokens (or does not say which) is a second
+opinion on the same weights. One that had moved on measures mismatch and staleness together: it is filed apart, as
+"lagged", and never as mismatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from collector.config import SignalsConfig
+from collector.records import Rollout, Score, SliceStats
+from collector.signals import slice_stats, trainer_score
+
+
+def slices_of(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> tuple[SliceStats, ...]:
+    """Slices of every population this rollout belongs to. `shadow` None = tier 1: the trainer's logprobs alone."""
+    return (*served(rollout, shadow, config), *late(rollout, shadow, config))
+
+
+def primary(rollout: Rollout, shadow: Score | None) -> Score | None:
+    """Whose logprobs the engine is judged by: the shadow's, else the trainer's of the generating version; None = nobody's."""
+    if shadow is not None:
+        return shadow
+    return None if trainer_moved_on(rollout) else trainer_score(rollout)
+
+
+def trainer_moved_on(rollout: Rollout) -> bool:
+    """Did the trainer recompute with other weights than those that generated (some of) the tokens?"""
+    generated = {span.version for span in rollout.weight_versions}
+    return rollout.trainer_version is not None and bool(generated - {rollout.trainer_version})
+
+
+def served(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Iterator[SliceStats]:
+    """Everything the engine sampled."""
+    score = primary(rollout, shadow)
+    if score is not None:
+        yield from _slices(rollout, score, config, "served")
+
+
+def late(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Iterator[SliceStats]:
+    """What only the trainer's side can tell, and often tells minutes later."""
+    score, trainer = primary(rollout, shadow), trainer_score(rollout)
+    if score is not None and learnt_from(rollout):
+        mask_T = rollout.sampled_mask_T if rollout.loss_mask_T is None else rollout.sampled_mask_T & rollout.loss_mask_T
+        if mask_T.any():
+            yield from _slices(replace(rollout, sampled_mask_T=mask_T), score, config, "trained")
+    if trainer is None:
+        return
+    if trainer_moved_on(rollout):
+        yield from _slices(rollout, trainer, config, "lagged")
+    elif shadow is not None:
+        as_engine = replace(rollout, engine_logprobs_T=rollout.trainer_logprobs_T,
+                            sampled_mask_T=rollout.sampled_mask_T & ~np.isnan(rollout.trainer_logprobs_T))
+        yield from _slices(as_engine, shadow, config, "trainer_check")
+
+
+def learnt_from(rollout: Rollout) -> bool:
+    """Is it known that the trainer takes this rollout, or at least did it tell its mask or logprobs, and not drop it?"""
+    if rollout.dropped or rollout.traffic in ("eval", "judge", "warmup", "canary"):
+        return False
+    return rollout.dropped is False or rollout.loss_mask_T is not None or rollout.trainer_logprobs_T is not None
+
+
+def _slices(rollout: Rollout, score: Score, config: SignalsConfig, population: str) -> Iterator[SliceStats]:
+    for item in slice_stats(rollout, score, eps_low=config.eps_low, eps_high=config.eps_high):
+        yield replace(item, population=population)

@@ -1,0 +1,91 @@
+"""What the trainer says of one rollout: its own logprobs, loss mask, and whether the rollout was dropped.
+
+One JSON object (docs/tap.md): `logprobs` [T] and a name for the rollout, either `request_id` or both `prompt_token_ids`
+and `token_ids`. Optional: version (the weights it recomputed with), loss_mask, dropped, traffic, reward.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from collector.errors import InputError
+from collector.records import Rollout, Traffic
+from collector.sources import json_fields as fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSide:
+    """The trainer's word on one rollout. None = not said."""
+
+    request_id: str | None = None
+    content: str | None = None  # content_key of prompt and completion
+    logprobs_T: np.ndarray | None = None  # float32 [T] nats
+    loss_mask_T: np.ndarray | None = None  # bool [T]
+    version: str | None = None
+    dropped: bool | None = None
+    traffic: Traffic | None = None
+    reward: float | None = None
+    where: str = ""
+
+    def on(self, rollout: Rollout) -> Rollout:
+        """The rollout with this said of it.
+
+        Raises:
+            InputError: the arrays have another length than the completion.
+        """
+        for name, values in (("logprobs", self.logprobs_T), ("loss_mask", self.loss_mask_T)):
+            if values is not None and values.size != rollout.n_tokens:
+                raise InputError(f"length mismatch: {values.size} entries for the {rollout.n_tokens} tokens of request "
+                                 f"{rollout.request_id}", field=name, where=self.where)
+        said = {"trainer_logprobs_T": self.logprobs_T, "loss_mask_T": self.loss_mask_T, "trainer_version": self.version,
+                "dropped": self.dropped, "traffic": self.traffic, "reward": self.reward}
+        return replace(rollout, **{name: value for name, value in said.items() if value is not None})
+
+
+def content_key(prompt_tokens_P: np.ndarray, completion_tokens_T: np.ndarray) -> str:
+    """Names a rollout by its tokens."""
+    digest = hashlib.blake2b(prompt_tokens_P.astype(np.int32).tobytes(), digest_size=16)
+    digest.update(b"|" + completion_tokens_T.astype(np.int32).tobytes())
+    return digest.hexdigest()
+
+
+def parse_trainer_side(obj: Mapping[str, Any], *, where: str) -> TrainerSide:
+    """One object.
+
+    >>> parse_trainer_side({"request_id": "a", "logprobs": [-0.1]}, where="line 1").logprobs_T.size
+    1
+
+    Raises:
+        InputError: naming `where`, the field and the reason.
+    """
+    try:
+        return _parse(obj, where)
+    except InputError as error:
+        raise InputError(error.reason, field=error.field, where=where) from None
+
+
+def _parse(obj: Mapping[str, Any], where: str) -> TrainerSide:
+    if not isinstance(obj, Mapping):
+        raise InputError(f"a JSON object is expected, not {type(obj).__name__}")
+    request_id = fields.text(obj, "request_id")
+    prompt_P, completion_T = (fields.ids(obj, name) if obj.get(name) is not None else None
+                              for name in ("prompt_token_ids", "token_ids"))
+    if request_id is None and (prompt_P is None or completion_T is None):
+        raise InputError("which rollout is this? request_id, or prompt_token_ids and token_ids, is required", field="request_id")
+    sizes = {len(obj[name]) for name in ("logprobs", "loss_mask", "token_ids") if isinstance(obj.get(name), list)}
+    if len(sizes) > 1:
+        raise InputError(f"logprobs, loss_mask and token_ids have lengths {sorted(sizes)}", field="logprobs")
+    n_tokens = sizes.pop() if sizes else 0
+    return TrainerSide(
+        request_id=request_id, where=where,
+        content=content_key(prompt_P, completion_T) if prompt_P is not None and completion_T is not None else None,
+        logprobs_T=None if obj.get("logprobs") is None else fields.logprobs(obj["logprobs"], "logprobs", n_tokens),
+        loss_mask_T=fields.mask(obj, "loss_mask", n_tokens), version=fields.text(obj, "version"),
+        dropped=fields.flag(obj, "dropped"), reward=fields.number(obj, "reward"),
+        traffic=None if obj.get("traffic") is None else fields.choice(obj, "traffic", Traffic, "unknown"),
+    )

@@ -50,6 +50,7 @@ class Live:
             "engine": {**daemon.taps.engine_config(), **daemon.probe.facts,
                        "url": daemon.config.engine.url, "reachable_at": daemon.probe.reachable_at},
             "scorer": self._scorer(), "weights": self._weights(), "counts": self._counts(),
+            "populations": watch.populations(),
             "floor_nats": watch.floor_nats, "blind_spots": self._blind_spots(now),
             "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes()},
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
@@ -119,7 +120,7 @@ class Live:
 
     def _counts(self) -> dict[str, int]:
         daemon = self._daemon
-        return {**daemon.counts, **daemon.ingest.counts, **daemon.worker.counts, **daemon.watch.counts,
+        return {**daemon.counts, **daemon.ingest.counts, **daemon.worker.counts, **daemon.worker.filing.join.counts, **daemon.watch.counts,
                 "dropped_by_taps": daemon.taps.dropped(), "metrics_refused": daemon.trainer.refused}
 
     def _blind_spots(self, now: float) -> list[str]:
@@ -129,6 +130,10 @@ class Live:
         unscored, seen = daemon.worker.counts["unscored"], daemon.worker.counts["seen"]
         if unscored:
             spots.append(f"{unscored} of {seen} rollouts could not be scored (weights not available, or refused)")
+        if self.tier == 1 and (silent := seen - daemon.worker.counts["scored"]):
+            spots.append(f"{silent} of {seen} rollouts the trainer has said nothing about (yet)")
+        if moved := daemon.worker.counts["trainer_moved_on"]:
+            spots.append(f"{moved} rollouts the trainer recomputed with newer weights: staleness and mismatch are mixed there")
         if dropped := daemon.taps.dropped():
             spots.append(f"{dropped} rollouts dropped inside the engine's tap")
         if silent := daemon.taps.without_logprobs():

@@ -14,7 +14,7 @@ from typing import Any
 
 from alerts.service import Alerts
 from collector.errors import Unavailable
-from collector.records import BatchStats, Diagnosis, Drift, Evidence, Fact
+from collector.records import POPULATIONS, BatchStats, Diagnosis, Drift, Evidence, Fact
 from collector.signals import metrics, total
 from collector.store import Store
 from detectors.bank import Bank
@@ -124,6 +124,13 @@ class Watch(threading.Thread):
         whole = total(batch.slices)
         if self._statistical is None and not self.bank.firing and whole.n_tokens:
             self._clean_levels.append(metrics(whole)["mean_abs_d"])
+
+    def populations(self) -> dict[str, dict[str, float]]:
+        """Tokens, mean |d| and clip rate of every population in the last batches (200 at most); those without tokens are left out."""
+        slices = [item for batch in list(self._recent) for item in batch.slices]
+        found = {name: metrics(total(slices, population=name)) for name in POPULATIONS}
+        return {name: {"n_tokens": values["n_tokens"], "mean_abs_d": values["mean_abs_d"], "clip_rate": values["clip_rate"]}
+                for name, values in found.items() if values["n_tokens"]}
 
     def _sized(self, drift: Drift) -> Drift:
         """The drift with its effect: mean |d| of the batches since the change, nats; as it is where nothing was compared."""

@@ -57,12 +57,14 @@ class Policy:
     def step(self, rollouts: list[Rollout], *, temperature: float, entropy_target: float = 0.0) -> dict[str, float]:
         """One GRPO update on rollouts with advantages; below `entropy_target` (nats a token) the loss also asks for entropy.
 
-        Returns the step's metrics, of the weights BEFORE the update: d = log q - log p per token, in nats, with q this
+        Every rollout gets its `trainer_logprobs`. Returns the step's metrics, of the weights BEFORE the update: d = log q - log p per token, in nats, with q this
         policy and p what the engine reported; k3 = e^d - 1 - d; clip rate = share of ratios e^d outside 1 ± 0.2.
         """
         tree = pack(rollouts, self.device)
         logprob_N, entropy_N = self._logprobs(tree, temperature)
         engine_N = torch.tensor([p for r in rollouts for p in r.logprobs], device=self.device)
+        for rollout, mine in zip(rollouts, logprob_N.detach().split([len(r.tokens) for r in rollouts]), strict=True):
+            rollout.trainer_logprobs = mine.tolist()
         advantage_N = torch.tensor([r.advantage for r in rollouts for _ in r.tokens], device=self.device)
         usable_N = torch.isfinite(engine_N)
         d_N = torch.where(usable_N, logprob_N - engine_N.masked_fill(~usable_N, 0.0), 0.0)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ class Rollout:
     version: str
     reward: float = 0.0
     advantage: float = 0.0
+    trainer_logprobs: list[float] = field(default_factory=list)
 
 
 class EngineClient:

@@ -130,6 +130,9 @@ class Trainer:
               f"entropy {row['entropy']:.2f}  {row['step_seconds']:.1f} s", flush=True)
         if self._klaxon is not None:
             self._klaxon.push(step, metrics)
+            for rollout in rollouts:
+                self._klaxon.push_logprobs(rollout.trainer_logprobs, prompt_token_ids=rollout.prompt, token_ids=rollout.tokens,
+                                           version=version, dropped=rollout.advantage == 0.0, traffic="train", reward=rollout.reward)
 
     def _hold(self) -> None:
         (self._out / "HELD").touch()

@@ -58,6 +58,14 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("rollouts", f"{counts.get('seen', 0)} seen, {counts.get('scored', 0)} scored, {counts.get('refused', 0)} refused"),
         ("tokens", f"{counts.get('tokens_scored', 0)} scored" + (f", {speed:.0f} a second" if speed else "")),
         ("mean |d|", "no comparison yet" if floor is None else f"{floor:.4f} nats while healthy (median of batches)"),
+        *_compared(found.get("populations", {})),
         ("weights", f"engine {weights.get('engine_version')}, trainer {weights.get('trainer_version')}, lag {weights.get('lag')}"),
         ("taps", taps),
     ]
+
+
+def _compared(populations: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
+    """What is compared besides what was served."""
+    words = {"trained": "trained on", "lagged": "trainer moved on", "trainer_check": "trainer against shadow"}
+    return [(words[name], f"mean |d| {values['mean_abs_d']:.4f} nats, clip rate {values['clip_rate']:.1%}, {values['n_tokens']:,.0f} tokens")
+            for name, values in populations.items() if name in words]

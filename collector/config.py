@@ -28,6 +28,7 @@ class ShadowConfig(BaseModel):
     max_rollout_tokens: int = Field(32768, ge=2, description="a longer rollout (prompt + completion) is refused and counted")
     threads: int = Field(1, ge=1, description="CPU threads of the scorer, so that a trainer on the same machine is not slowed")
     bf16_on_cpu: Literal["auto", "native", "rounded"] = Field("auto", description="bfloat16 matmuls on a CPU: native kernels, or float32 kernels with the same roundings (docs/numerics.md); auto = rounded where the CPU has no bfloat16 unit")
+    staleness_share: float = Field(0.1, ge=0, le=1, description="share of the groups that are also scored with the newest weights, to tell staleness from mismatch")
     temperatures: list[float] = Field([0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3], description="grid of the `temperature:…` views")
 
     @field_validator("temperatures")

@@ -16,6 +16,9 @@ from collector.config import SignalsConfig
 from collector.records import Rollout, Score, SliceStats
 from collector.signals import slice_stats, trainer_score
 
+NEWEST_VIEW = "newest"
+"""View "newest:3" = the newest published weights, three versions after the generating ones."""
+
 
 def slices_of(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> tuple[SliceStats, ...]:
     """Slices of every population this rollout belongs to. `shadow` None = tier 1: the trainer's logprobs alone."""
@@ -49,6 +52,7 @@ def late(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Itera
         mask_T = rollout.sampled_mask_T if rollout.loss_mask_T is None else rollout.sampled_mask_T & rollout.loss_mask_T
         if mask_T.any():
             yield from _slices(replace(rollout, sampled_mask_T=mask_T), score, config, "trained")
+    yield from _stale(rollout, shadow, config)
     if trainer is None:
         return
     if trainer_moved_on(rollout):
@@ -57,6 +61,16 @@ def late(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Itera
         as_engine = replace(rollout, engine_logprobs_T=rollout.trainer_logprobs_T,
                             sampled_mask_T=rollout.sampled_mask_T & ~np.isnan(rollout.trainer_logprobs_T))
         yield from _slices(as_engine, shadow, config, "trainer_check")
+
+
+def _stale(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Iterator[SliceStats]:
+    """Staleness without mismatch: what the newest weights say against what the generating ones said."""
+    for name in shadow.views if shadow is not None else ():
+        kind, _, lag = name.partition(":")
+        if kind == NEWEST_VIEW:
+            generating = replace(rollout, engine_logprobs_T=shadow.views["expected"])
+            for item in slice_stats(generating, shadow, eps_low=config.eps_low, eps_high=config.eps_high, view=name):
+                yield replace(item, population="stale", version=f"lag {lag}")
 
 
 def learnt_from(rollout: Rollout) -> bool:

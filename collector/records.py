@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,10 +24,13 @@ CAUSES = (
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "unknown"]
 Traffic = Literal["train", "eval", "judge", "warmup", "canary", "unknown"]
 
-POPULATIONS = ("served", "trained", "lagged", "trainer_check")
+Population = Literal["served", "trained", "lagged", "stale", "trainer_check"]
 """What a slice compares. served: what the engine sampled, against the generating version (shadow, else the trainer).
 trained: only the tokens the trainer learns from. lagged: engine against a trainer that had moved on to other weights,
-so mismatch and staleness mixed. trainer_check: the trainer's own logprobs against the shadow's."""
+so mismatch and staleness mixed. stale: staleness alone, the generating version against the newest one, both by the shadow;
+its slices carry the lag ("lag 3") in place of the version. trainer_check: the trainer's own logprobs against the shadow's."""
+
+POPULATIONS: tuple[str, ...] = get_args(Population)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 import pyarrow as pa
 from fastapi import FastAPI, Query, Request, Response
@@ -19,6 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from collector import series
 from collector.errors import InputError, KlaxonError
+from collector.records import Population
 from collector.store import Store
 from klaxon.api_metrics import RunCollector
 
@@ -29,7 +30,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 Time = Annotated[float | None, Query(allow_inf_nan=False, description="UTC seconds")]
 Points = Annotated[int, Query(ge=1, le=series.MAX_POINTS, description="most points a series")]
 Name = Annotated[str | None, Query(max_length=512)]
-Population = Annotated[Literal["served", "trained", "lagged", "trainer_check"], Query(description="which comparison")]
+Compared = Annotated[Population, Query(description="which comparison")]
 
 
 class Live(Protocol):
@@ -99,13 +100,13 @@ def _add_state(app: FastAPI, store: Store, live: Live) -> None:
 def _add_series(app: FastAPI, store: Store) -> None:
     @app.get("/v1/series")
     def read_series(start: Time = None, end: Time = None, max_points: Points = 600, replica: Name = None,
-                    position: Name = None, version: Name = None, population: Population = "served") -> Response:
+                    position: Name = None, version: Name = None, population: Compared = "served") -> Response:
         return _arrow(series.read_series(store, start=start, end=end, max_points=max_points, replica=replica,
                                          position=position, version=version, population=population))
 
     @app.get("/v1/slices")
     def read_slices(start: Time = None, end: Time = None, by: str = ",".join(series.SLICE_KEYS),
-                    population: Population = "served") -> Response:
+                    population: Compared = "served") -> Response:
         try:
             return _arrow(series.read_slices(store, start=start, end=end, by=by.split(","), population=population))
         except ValueError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from collector.errors import Unavailable
+from collector.populations import NEWEST_VIEW
 from collector.records import Rollout, Score
 from collector.shadow.scorer import ShadowScorer
 from collector.shadow.views import ALWAYS, VIEWS, temperature_views
@@ -22,7 +24,7 @@ class ShadowViews:
 
     The older-weights views are predictions fixed before the data: "stale_weights" is the version published just
     before the generating one, "stale_prefix_cache" its KV for the cached prefix, ":4" the KV of four versions back: a cache
-    that is never reset ages with every update.
+    that is never reset ages with every update. "newest:L" is the newest published version, L versions later: staleness.
     """
 
     def __init__(self, scorer: ShadowScorer, shelf: WeightShelf, *, refresh: Callable[[], object]) -> None:
@@ -51,11 +53,19 @@ class ShadowViews:
                 scores[score.request_id] = replace(base, views={**base.views, name: score.views["expected"]})
         return [scores[rollout.request_id] for rollout in rollouts]
 
+    def _staleness_coin(self, rollout: Rollout) -> bool:
+        """A share of the groups, chosen by their prompts alone."""
+        prompt = hashlib.blake2b(rollout.prompt_tokens_P.tobytes(), digest_size=8).digest()
+        return int.from_bytes(prompt) < self.scorer.config.staleness_share * 2**64
+
     def _extra_passes(self, rollouts: Sequence[Rollout]) -> dict[tuple[str, tuple], list[Rollout]]:
         order = self.shelf.versions()
         passes: dict[tuple[str, tuple], list[Rollout]] = defaultdict(list)
         for rollout in rollouts:
             older = order[: order.index(rollout.version)] if rollout.version in order else []
+            if rollout.version in order and order[-1] != rollout.version and self._staleness_coin(rollout):
+                lag = len(order) - 1 - order.index(rollout.version)
+                passes[f"{NEWEST_VIEW}:{lag}", (("version", order[-1]),)].append(rollout)
             if not older or not rollout.base_coin:
                 continue
             passes["stale_weights", (("version", older[-1]),)].append(rollout)

@@ -121,6 +121,14 @@ def test_trainer_and_shadow_check_each_other() -> None:
     assert signals.total(signals.merge([*slices, *slices])).n_tokens == 8, "served alone, and twice"
 
 
+def test_staleness_is_filed_by_lag_and_apart_from_mismatch() -> None:
+    one = rollout(1, version="7")
+    shadow = Score(request_id="r1", views={"expected": np.full(4, -1.1, np.float32), "newest:3": np.full(4, -1.5, np.float32)})
+    slices = populations.slices_of(one, shadow, CONFIG)
+    assert abs_d(slices, "served") == pytest.approx(0.1) and abs_d(slices, "stale") == pytest.approx(0.4)
+    assert {item.version for item in slices if item.population == "stale"} == {"lag 3"}
+
+
 def test_whole_files_are_joined_in_order() -> None:
     rollouts = [rollout(number) for number in range(3)]
     joined, refused, counts = join_all(rollouts, [said(request_id="r2", logprobs=[-2.0] * 4), said(request_id="x", dropped=True)])

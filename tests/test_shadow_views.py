@@ -1,0 +1,49 @@
+"""What the daemon scores a rollout under: generating version, older ones, and the newest one for staleness."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_collector_shadow import close, make_model, reference, relay, rollout, scorer
+
+from klaxon.shadow_views import OLD_KV_LAG, ShadowViews
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("weights")
+    return {str(version): make_model(root / str(version), version) for version in range(1, 7)}
+
+
+def views_of(models: dict[str, Path], item, **config):
+    score = scorer(models, **config)
+    (got,) = ShadowViews(score, score.shelf, refresh=lambda: None).score([item])
+    return got.views
+
+
+def test_the_newest_version_gives_the_staleness_of_a_share_of_the_groups(models) -> None:
+    item = rollout(1, spans=[(0, 12, "4")])
+    got = views_of(models, item, staleness_share=1.0)
+    close(got["newest:2"], reference(models["6"], item))
+    close(got["expected"], reference(models["4"], item))
+    assert not any(name.startswith("newest") for name in views_of(models, item, staleness_share=0.0))
+    assert not any(name.startswith("newest") for name in views_of(models, rollout(2, spans=[(0, 12, "6")]), staleness_share=1.0))
+
+
+def test_older_weights_and_old_kv_are_replayed_for_the_bets(models) -> None:
+    item = rollout(3, prompt=list(range(40)), spans=[(0, 12, "6")], cached_prompt_tokens=32)
+    got = views_of(models, item)
+    close(got["stale_weights"], reference(models["5"], item))
+    close(got["stale_prefix_cache"], relay([(32, models["5"]), (52, models["6"])], item))
+    close(got[f"stale_prefix_cache:{OLD_KV_LAG}"], relay([(32, models["2"]), (52, models["6"])], item))
+    first = views_of(models, rollout(4, spans=[(0, 12, "1")], cached_prompt_tokens=8))
+    assert "stale_weights" not in first, "nothing is older than the first version"
+    assert "stale_weights" not in views_of(models, rollout(5, spans=[(0, 12, "6")], base_coin=False)), "bets are the base coin's"
+
+
+def test_a_rollout_waits_until_its_version_is_on_the_shelf(models) -> None:
+    score, asked = scorer(models), []
+    views = ShadowViews(score, score.shelf, refresh=lambda: asked.append(1))
+    assert views.can_score(rollout(1, spans=[(0, 12, "4")])) and not asked
+    assert not views.can_score(rollout(1, spans=[(0, 12, "77")])) and asked

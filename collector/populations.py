@@ -39,14 +39,16 @@ def trainer_moved_on(rollout: Rollout) -> bool:
 
 
 def served(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Iterator[SliceStats]:
-    """Everything the engine sampled."""
+    """What the engine sampled; rollouts that only the hint coin kept apart."""
     score = primary(rollout, shadow)
     if score is not None:
-        yield from _slices(rollout, score, config, "served")
+        yield from _slices(rollout, score, config, "served" if rollout.base_coin else "hinted")
 
 
 def late(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Iterator[SliceStats]:
     """What only the trainer's side can tell, and often tells minutes later."""
+    if not rollout.base_coin:
+        return
     score, trainer = primary(rollout, shadow), trainer_score(rollout)
     if score is not None and learnt_from(rollout):
         mask_T = rollout.sampled_mask_T if rollout.loss_mask_T is None else rollout.sampled_mask_T & rollout.loss_mask_T

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from collector import signals
 from collector.records import BatchStats, Fact
 from detectors.config import FactsConfig
 
@@ -75,9 +74,9 @@ def facts(batch: BatchStats | None, observation: Observation | None, config: Fac
 
 
 def _of_batch(batch: BatchStats, config: FactsConfig) -> Iterator[Fact]:
-    sums = signals.total(batch.slices).sums if batch.slices else {}
-    names = ("nonfinite", "zeros", "length_mismatch")
-    counts = {name: max(int(batch.counts.get(name, 0)), int(sums.get(name, 0))) for name in names}
+    sampled = [item for item in batch.slices if item.population in ("served", "hinted")]
+    counts = {name: max(int(batch.counts.get(name, 0)), int(sum(item.sums[name] for item in sampled)))
+              for name in ("nonfinite", "zeros", "length_mismatch")}
     if counts["nonfinite"] >= config.nonfinite_tokens:
         text = f"{counts['nonfinite']} sampled tokens of this batch have a NaN, infinite or missing logprob."
         yield Fact(name="nonfinite_logprobs", text=text, at=batch.closed_at)

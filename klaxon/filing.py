@@ -81,7 +81,7 @@ class Filing:
     def _judged(self, t: int, rollout: Rollout, shadow: Score | None, slices: Iterable[SliceStats],
                 counts: Counter[str]) -> Score | None:
         """Count what was compared, and keep it for diagnosis; None when nothing was."""
-        scored = sum(item.n_tokens for item in slices if item.population == "served")
+        scored = sum(item.n_tokens for item in slices if item.population in ("served", "hinted"))
         expected = self.has_shadow or rollout.trainer_logprobs_T is not None
         counts.update(tokens_scored=scored, scored=int(scored > 0), unscored=int(expected and not scored),
                       tokens_unscored=rollout.n_tokens - scored if expected else 0)

@@ -121,6 +121,11 @@ def test_trainer_and_shadow_check_each_other() -> None:
     assert signals.total(signals.merge([*slices, *slices])).n_tokens == 8, "served alone, and twice"
 
 
+def test_rollouts_kept_for_looking_odd_are_filed_apart() -> None:
+    odd = rollout(1, trainer_logprobs_T=np.full(4, -1.5, np.float32), base_coin=False, loss_mask_T=np.ones(4, bool))
+    assert {item.population for item in populations.slices_of(odd, None, CONFIG)} == {"hinted"}
+
+
 def test_staleness_is_filed_by_lag_and_apart_from_mismatch() -> None:
     one = rollout(1, version="7")
     shadow = Score(request_id="r1", views={"expected": np.full(4, -1.1, np.float32), "newest:3": np.full(4, -1.5, np.float32)})

@@ -25,6 +25,7 @@ from collector.store import Store
 from detectors.bank import Bank
 from klaxon.api import build_api
 from klaxon.batches import BatchBuilder
+from klaxon.canary import Canary
 from klaxon.chores import schedule
 from klaxon.config import Config
 from klaxon.diagnose_task import Diagnostician
@@ -80,6 +81,8 @@ class Daemon:
                              file_rollouts=self.store.append_rollouts)
         self.diagnostician = Diagnostician(config, worker=self.worker, shadow=self.shadow, taps=self.taps,
                                            alerts=self.alerts, say=self.say)
+        self.canary = Canary(config.engine.url, config.canary, config.trainer.sampling.sampling(),
+                             last_rollout_at=lambda: self.worker.last_rollout_at, say=self.say)
         self.live = Live(self)
         hooks = Hooks(say=self.say, observe=self.live.observation, quick=self.diagnostician.quick, diagnose=self.diagnostician.start,
                       after_batch=self.diagnostician.after_batch, take_counts=self._take_counts)
@@ -148,6 +151,8 @@ class Daemon:
         ]
         if self.config.engine.url:
             chores.append(("probe", lambda: self.probe.probe(time.time()), self.config.engine.probe_seconds))
+            if self.config.canary.prompts:
+                chores.append(("canary", self.canary.sing, self.config.canary.every_seconds))
         if self.shadow is not None:
             chores.append(("weights", self.trainer.poll_weights, self.config.weights.poll_seconds))
         return chores

@@ -21,7 +21,7 @@ from collector.sources.config import SamplerConfig, SourcesConfig
 from collector.store_config import StoreConfig
 from detectors.config import DetectorsConfig
 from diagnosis.config import DiagnosisConfig
-from klaxon.spine_config import DaemonConfig, EngineConfig, RunConfig, TrainerConfig
+from klaxon.spine_config import CanaryConfig, DaemonConfig, EngineConfig, RunConfig, TrainerConfig
 
 
 class Config(BaseModel):
@@ -35,6 +35,7 @@ class Config(BaseModel):
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     sources: SourcesConfig = Field(default_factory=SourcesConfig)
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
+    canary: CanaryConfig = Field(default_factory=CanaryConfig)
     weights: WeightsConfig = Field(default_factory=WeightsConfig)
     shadow: ShadowConfig = Field(default_factory=ShadowConfig)
     signals: SignalsConfig = Field(default_factory=SignalsConfig)

@@ -120,7 +120,7 @@ class Live:
 
     def _counts(self) -> dict[str, int]:
         daemon = self._daemon
-        return {**daemon.counts, **daemon.ingest.counts, **daemon.worker.counts, **daemon.worker.filing.join.counts, **daemon.watch.counts,
+        return {**daemon.counts, **daemon.ingest.counts, **daemon.worker.counts, **daemon.worker.filing.join.counts, **daemon.canary.counts, **daemon.watch.counts,
                 "dropped_by_taps": daemon.taps.dropped(), "metrics_refused": daemon.trainer.refused}
 
     def _blind_spots(self, now: float) -> list[str]:

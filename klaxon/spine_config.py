@@ -66,3 +66,15 @@ class TrainerConfig(BaseModel):
     expected_logprobs_mode: LogprobsMode = Field("processed_logprobs", description="what the trainer takes the engine's logprobs for: processed_logprobs or raw_logprobs")
     metrics_file: str = Field("", description="JSONL the trainer appends its metrics to (one object a step); empty = pushed by klaxon_tap.push")
     sampling: TrainerSamplingConfig = Field(default_factory=TrainerSamplingConfig, description="what the trainer assumes about sampling")
+
+
+class CanaryConfig(BaseModel):
+    """[canary]: probes of Klaxon's own while the run is quiet. The only requests Klaxon ever sends to be sampled; off without prompts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompts: list[str | list[int]] = Field([], description="fixed prompts, as text or token ids, taken in turn; empty = no canaries")
+    every_seconds: float = Field(60.0, ge=1, description="one probe at most this often, seconds")
+    quiet_seconds: float = Field(60.0, ge=0, description="only when no rollout came for this long, seconds")
+    max_tokens: int = Field(64, ge=1, le=4096, description="tokens of one probe")
+    logprobs: int = Field(1, ge=0, le=20, description="top logprobs asked for, as the run's own requests do")

@@ -22,6 +22,7 @@ from collector.sources.file_tail import RolloutTail, TrainerTail
 from collector.sources.inbox import TapInbox
 from collector.sources.trainer_logprobs import TrainerSide
 from klaxon.batches import BatchBuilder
+from klaxon.canary import MARK
 from klaxon.config import Config
 from klaxon.filing import Filing, Scored
 
@@ -107,13 +108,14 @@ class Worker(threading.Thread):
         now = self.clock()
         arrived = self._arrivals()
         ready = [self._assume(rollout) for rollout in arrived] + self._due(now)
-        if arrived:
-            self._note_arrival(arrived, now)
+        if own := [rollout for rollout in ready if rollout.traffic != "canary"]:
+            self._note_arrival(own, now)
         if ready:
             self._file([rollout for rollout in ready if self._known_version(rollout, now)], now)
         return self._hear(now) or bool(ready)
 
     def _note_arrival(self, arrived: list[Rollout], now: float) -> None:
+        """Canaries are left out: a run that samples nothing itself is quiet, whatever Klaxon asks."""
         if self.last_rollout_at is not None:
             self.longest_gap_seconds = max(self.longest_gap_seconds, now - self.last_rollout_at)
         self.last_rollout_at = now
@@ -141,6 +143,8 @@ class Worker(threading.Thread):
 
     def _assume(self, rollout: Rollout) -> Rollout:
         """Fill what the trainer assumes where the rollout does not say it itself; never from the engine's side."""
+        if MARK in rollout.request_id:
+            rollout = replace(rollout, traffic="canary")
         if rollout.sampling.temperature is not None:
             return rollout
         trainer = self.config.trainer

@@ -21,6 +21,7 @@ def demo(folder, *options, seconds):
 
 @pytest.mark.parametrize(("fault", "steps", "cause"), [
     ("raw-logprobs", 14, "raw_logprobs"),
+    ("stale-prefix-cache", 20, "stale_prefix_cache"),
 ])
 def test_a_real_fault_is_noticed_named_and_told(tmp_path, fault, steps, cause):
     code, story, said = demo(tmp_path / "run", "--fault", fault, "--steps", str(steps), seconds=1200)

@@ -7,10 +7,13 @@ import httpx
 import pytest
 from tap_daemon import Daemon, wait
 
+from collector.records import Sampling
 from collector.sources.rollout_json import parse_rollout
+from klaxon.canary import MARK, Canary
 from klaxon.demo.children import free_port
 from klaxon.demo.engine import MODEL_NAME, Engine, engine_dtype
 from klaxon.demo.model import DEFAULT_FOLDER
+from klaxon.spine_config import CanaryConfig
 
 pytestmark = pytest.mark.engine
 PROMPT = [1, *range(300, 380)]  # 81 tokens: two whole cache blocks of 32
@@ -175,3 +178,15 @@ def test_without_the_plugin_the_middleware_reports(tmp_path_factory):
         assert message["logprobs"] == choice["logprobs"]["token_logprobs"] and message["prompt_token_ids"] == PROMPT
         assert not any(beat["source"] == "plugin" for beat in daemon.of("heartbeat"))
         assert os.environ.get("VLLM_PLUGINS") is None
+
+
+def test_a_canary_is_reported_under_its_mark(tapped):
+    """The engine keeps the id Klaxon gave its probe, so that the daemon knows its own."""
+    engine, daemon, _ = tapped
+    before = len(daemon.of("rollout"))
+    probe = Canary(engine.url, CanaryConfig(prompts=[PROMPT], max_tokens=5), Sampling(temperature=0.7), last_rollout_at=lambda: None,
+                   say=lambda kind, text, data: pytest.fail(text))
+    assert probe.sing()
+    wait(lambda: len(daemon.of("rollout")) == before + 1, seconds=15)
+    message = daemon.of("rollout")[-1]
+    assert MARK in message["request_id"] and message["prompt_token_ids"] == PROMPT and len(message["logprobs"]) == 5

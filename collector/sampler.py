@@ -5,8 +5,10 @@ stratum (replica × weight version × prompt-length bucket), never below `min_pr
 base-coin rollouts, unweighted. The stratum uses the *prompt's* length, not the completion's: the completion's length
 depends on which tokens were drawn, so choosing by it would bend the null of the self-bets.
 
-The **hint coin** is a second chance for suspicious rollouts (loops, a very unlikely or a non-finite token). Rollouts
-it alone keeps are marked `base_coin=False`: they feed per-request checks and weighted estimates only.
+The **hint coin** is a second chance for suspicious rollouts (loops, unusual length, a very unlikely or a non-finite token,
+a trainer that disagrees). Rollouts it alone keeps are marked `base_coin=False`: they feed per-request checks and weighted
+estimates only. It never spends more than `hint_share` of the budget, so a fault that leaves no hint is found nearly as
+fast as without it.
 
 The base coin is a hash of (seed, weight version, prompt): a group keeps or loses all its rollouts together, because
 scoring the first of a group pays for the prompt and the rest are nearly free; it knows nothing of what was sampled. The
@@ -38,7 +40,10 @@ class Draw:
 
 
 class TwoCoinSampler:
-    """Splits `tokens_per_minute` evenly over the strata seen in the previous minute (what one leaves, others get)."""
+    """Splits `tokens_per_minute` evenly over the strata seen in the previous minute (what one leaves, others get).
+
+    Every probability of a minute follows from the minute before it alone.
+    """
 
     def __init__(self, config: SamplerConfig) -> None:
         self.config = config
@@ -47,18 +52,26 @@ class TwoCoinSampler:
         self._prompts: set[str] = set()  # groups offered in the running minute: a prompt is forwarded once
         self._probability: dict[Stratum, float] = {}
         self._default = 1.0  # a stratum never seen: what an even share would allow
+        self._hinted = 0  # tokens of suspicious rollouts in the running minute
+        self._hint_probability = config.hint_probability
+        self._lengths: dict[Stratum, list[int]] = defaultdict(lambda: [0, 0])  # rollouts and tokens of the running minute
+        self._usual_length: dict[Stratum, float] = {}  # mean completion length of the minute before
 
     def draw(self, rollout: Rollout, *, now: float) -> Draw:
         """Flip both coins for one rollout; `now` is UTC seconds."""
         self._roll_minute(now)
         stratum = stratum_of(rollout)
         group = group_of(rollout)
-        self._tokens[stratum] += rollout.n_tokens + (0 if group in self._prompts else rollout.prompt_tokens_P.size)
+        cost = rollout.n_tokens + (0 if group in self._prompts else rollout.prompt_tokens_P.size)
+        self._tokens[stratum] += cost
         self._prompts.add(group)
+        self._lengths[stratum][0] += 1
+        self._lengths[stratum][1] += rollout.n_tokens
         p_base = self._probability.get(stratum, self._default)
         base = _coin(self.config.seed, "base", group) < p_base
-        hinted = suspicious(rollout)
-        p_hint = self.config.hint_probability if hinted else 0.0
+        hinted = suspicious(rollout, usual_length=self._usual_length.get(stratum))
+        self._hinted += cost if hinted else 0
+        p_hint = self._hint_probability if hinted else 0.0
         hint = _coin(self.config.seed, "hint", rollout.request_id) < p_hint
         if not (base or hint):
             return Draw(rollout=None, base=False, hinted=hinted)
@@ -72,19 +85,31 @@ class TwoCoinSampler:
         if minute == self._minute:
             return
         gap = minute - self._minute
-        offered = dict(self._tokens) if gap == 1 else {}
-        self._probability, self._default = base_probabilities(offered, self.config)
+        offered, hinted = (dict(self._tokens), self._hinted) if gap == 1 else ({}, 0)
+        self._hint_probability = hint_probability(hinted, self.config)
+        self._probability, self._default = base_probabilities(offered, self.config, for_hints=self._hint_probability * hinted)
+        self._usual_length = {stratum: tokens / rollouts for stratum, (rollouts, tokens) in self._lengths.items()}
         self._tokens.clear()
         self._prompts.clear()
-        self._minute = minute
+        self._lengths.clear()
+        self._hinted, self._minute = 0, minute
 
 
-def base_probabilities(offered: dict[Stratum, int], config: SamplerConfig) -> tuple[dict[Stratum, float], float]:
+def hint_probability(hinted_tokens: int, config: SamplerConfig) -> float:
+    """The hint coin's probability when suspicious rollouts brought this many tokens in the last minute."""
+    if not hinted_tokens:
+        return config.hint_probability
+    return min(config.hint_probability, config.hint_share * config.tokens_per_minute / hinted_tokens)
+
+
+def base_probabilities(offered: dict[Stratum, int], config: SamplerConfig, *,
+                       for_hints: float = 0.0) -> tuple[dict[Stratum, float], float]:
     """Base-coin probability per stratum from the tokens it offered last minute, and that of an unseen stratum.
 
-    Water-filling: strata below their even share are kept whole, the rest share what remains evenly.
+    Water-filling: strata below their even share are kept whole, the rest share what remains evenly. `for_hints` tokens
+    of the budget are left to the hint coin.
     """
-    left, remaining = float(config.tokens_per_minute), dict(offered)
+    left, remaining = float(config.tokens_per_minute) - for_hints, dict(offered)
     out: dict[Stratum, float] = {}
     for stratum, tokens in sorted(offered.items(), key=lambda item: item[1]):
         share = left / len(remaining)
@@ -106,12 +131,30 @@ def group_of(rollout: Rollout) -> str:
     return f"{stratum_of(rollout)[1]}:{digest}"
 
 
-def suspicious(rollout: Rollout) -> bool:
-    """Cheap hints that a rollout deserves a second chance: loops, a non-finite report, or a very unlikely token."""
-    tokens_T, logprobs_T = rollout.completion_tokens_T, rollout.engine_logprobs_T[rollout.sampled_mask_T]
-    looping = tokens_T.size >= 16 and np.unique(tokens_T).size < tokens_T.size / 4
-    unlikely = logprobs_T.size > 0 and bool(np.nanmin(np.nan_to_num(logprobs_T, nan=0.0)) < -9.0)
-    return bool(looping or unlikely or not np.isfinite(logprobs_T).all())
+LOOP_TOKENS, LOOP_SHARE = 16, 0.25
+UNLIKELY_LOGPROB = -9.0
+LONG_FACTOR = 4.0
+SURPRISE_NATS = 0.5
+"""The trainer's mean |d| over a rollout that makes it suspicious at tier 1: far above any healthy engine's."""
+
+
+def suspicious(rollout: Rollout, *, usual_length: float | None = None) -> bool:
+    """Cheap hints that a rollout deserves a second chance: loops, a non-finite report, a very unlikely token, a completion
+    many times as long as usual, or a trainer that disagrees with it."""
+    tokens_T, sampled_T = rollout.completion_tokens_T, rollout.sampled_mask_T
+    logprobs_T = rollout.engine_logprobs_T[sampled_T]
+    looping = tokens_T.size >= LOOP_TOKENS and np.unique(tokens_T).size < tokens_T.size * LOOP_SHARE
+    unlikely = logprobs_T.size > 0 and bool(np.nanmin(np.nan_to_num(logprobs_T, nan=0.0)) < UNLIKELY_LOGPROB)
+    long = usual_length is not None and tokens_T.size > max(LONG_FACTOR * usual_length, LOOP_TOKENS)
+    return bool(looping or unlikely or long or not np.isfinite(logprobs_T).all() or _surprised(rollout, logprobs_T))
+
+
+def _surprised(rollout: Rollout, logprobs_T: np.ndarray) -> bool:
+    if rollout.trainer_logprobs_T is None:
+        return False
+    d_T = rollout.trainer_logprobs_T[rollout.sampled_mask_T].astype(np.float64) - logprobs_T
+    d_T = d_T[np.isfinite(d_T)]
+    return bool(d_T.size and np.abs(d_T).mean() > SURPRISE_NATS)
 
 
 def _coin(seed: int, name: str, key: str) -> float:

@@ -333,6 +333,16 @@ def test_a_prompt_whose_length_the_engine_counts_otherwise_stays_unknown(tokeniz
     assert tokenizer.of_prompt("ab", 3) is None
 
 
+def test_a_tgi_prompt_is_mapped_by_the_count_in_the_answer(tokenizer):
+    # documented layout: TGI router/src/server.rs (header x-prompt-tokens; input_length in a stream's last event)
+    stream = [{"index": 1, "token": TGI_TOKENS[0], "details": {"finish_reason": "length", "generated_tokens": 1, "input_length": 2}}]
+    plain = {"generated_text": "a", "details": {**TGI_DETAILS, "prefill": []}}
+    for answer, headers in ((stream, {}), (plain, {"x-prompt-tokens": "2"})):
+        (rollout,), _ = read("/generate", {"inputs": "ab"}, answer, tokenizer=tokenizer, headers=headers)
+        assert rollout["prompt_token_ids"][1:] == [257] and rollout["labels"] == {"ids": "retokenised"}
+    assert read("/generate", {"inputs": "ab"}, plain, tokenizer=tokenizer)[1] == {"unusable_no_prompt_ids": 1}
+
+
 def test_a_chat_prompt_is_never_guessed(tokenizer):
     answer = {"id": "m", "choices": [{"index": 0, "logprobs": {"content": [{"token": "ab", "logprob": -0.6}]}, "finish_reason": "stop"}],
               "usage": {"prompt_tokens": 2}}

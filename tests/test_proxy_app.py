@@ -36,10 +36,11 @@ class Upstream:
     """An engine's HTTP side: answers by path, keeps what it was asked, notices who hangs up."""
 
     def __init__(self):
-        self.asked, self.hung_up = [], threading.Event()
+        self.asked, self.peers, self.hung_up = [], set(), threading.Event()
         self.release = threading.Event()
 
     async def __call__(self, scope, receive, send):
+        self.peers.add(scope["client"])
         parts, more = [], True
         while more:
             message = await receive()
@@ -92,7 +93,7 @@ def running(app):
     """A uvicorn server in a thread; gives its URL."""
     config = uvicorn.Config(app, lifespan="off", log_config=None, server_header=False, date_header=False,
                             access_log=False, timeout_graceful_shutdown=1)
-    server, bound = uvicorn.Server(config), socket.create_server(("127.0.0.1", 0))
+    server, bound = uvicorn.Server(config), listening("127.0.0.1:0")
 
     async def serve():
         await server.serve(sockets=[bound])
@@ -324,7 +325,25 @@ def test_the_traffic_goes_on_while_the_daemon_dies_and_comes_back(engine):
         sender.close()
 
 
-@pytest.mark.parametrize("upstream", ["", "localhost:8000", "ftp://x", "http://", "http://h/?q=1"])
+def test_the_daemon_takes_everything_the_proxy_sends(proxied):
+    from collector.sources.inbox import TapInbox
+    from klaxon.ingest import Ingest
+
+    _, url, app, kept = proxied
+    raw(url, "/v1/completions", b'{"prompt": "x"}')
+    with pytest.raises(httpx.RemoteProtocolError):
+        raw(url, "/v1/completions", b'{"stream": true, "broken": true}')
+    raw(url, "/flush_cache", b"")
+    wait(lambda: len(kept.messages) == 3)
+    beat = {"kind": "heartbeat", "source": "proxy", **app._observer.heartbeat()}
+    taken = []
+    ingest = Ingest(inbox=TapInbox(10), handlers={"heartbeat": taken.append, "event": taken.append})
+    lines = b"\n".join(json.dumps(message).encode() for message in [*kept.messages, beat])
+    assert ingest.take(lines, sender="proxy") == (4, [])
+    assert len(ingest.inbox) == 1 and ingest.counts["aborted"] == 1 and len(taken) == 2
+
+
+@pytest.mark.parametrize("upstream", ["", "localhost:8000", "ftp://x", "http://", "http://h/?q=1", "http://me:secret@h"])
 def test_an_upstream_that_is_no_address_is_refused_in_words(upstream):
     with pytest.raises(ConfigError, match="--upstream"):
         Proxy(upstream, Observer(sink=Kept(), engine="e0"))
@@ -342,6 +361,18 @@ def test_an_address_that_is_taken_is_refused_in_words():
     for nonsense in ("8900", ":8900", "host:", "host:99999"):
         with pytest.raises(ConfigError, match="HOST:PORT"):
             listening(nonsense)
+
+
+def test_small_answers_are_not_held_back_and_the_engines_connection_is_kept(proxied):
+    engine, url, app, _ = proxied
+    took = []
+    with httpx.Client(trust_env=False) as client:
+        for _ in range(15):
+            began = time.monotonic()
+            client.get(url + "/health")
+            took.append(time.monotonic() - began)
+    assert sorted(took)[7] < 0.035  # Nagle and delayed acknowledgements together would make it 0.044
+    assert len(engine.peers) == 1 and app.counts["client_gone"] == 0
 
 
 def test_the_command_runs_and_stops_on_ctrl_c(engine):

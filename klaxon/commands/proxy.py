@@ -12,10 +12,13 @@ import typer
 from klaxon.client import DEFAULT_URL
 
 if TYPE_CHECKING:
-    from klaxon_tap.sender import Sender
+    from collections.abc import Callable
+    from typing import Any
 
+    from collector.sources.proxy.retokenise import TokenizerIds
     from klaxon.proxy.app import Proxy
     from klaxon.proxy.observer import Observer
+    from klaxon_tap.sender import Sender
 
 
 class DialectName(StrEnum):
@@ -68,7 +71,7 @@ def proxy(upstream: Annotated[str, typer.Option(help="The engine, e.g. http://12
         typer.echo(_summary(app, observer, sender), err=True)
 
 
-def _sender(url: str, *, about):
+def _sender(url: str, *, about: Callable[[], dict[str, Any]]) -> tuple[Sender, Callable[[], bool]]:
     """(the tap's sender, its kill switch)."""
     from collector.errors import ConfigError
 
@@ -84,7 +87,7 @@ def _sender(url: str, *, about):
     return Sender(url, token=settings.token(), source="proxy", about=about), settings.KillSwitch().on
 
 
-def _tokenizer(folder: Path | None):
+def _tokenizer(folder: Path | None) -> TokenizerIds | None:
     if folder is None:
         return None
     from collector.sources.proxy.retokenise import TokenizerIds

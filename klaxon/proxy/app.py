@@ -62,6 +62,8 @@ class Proxy:
         gone = asyncio.create_task(passing.client_gone())
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if passing.ended:  # the end of the answer ends `gone` too; let the engine's connection be put back
+                await asyncio.wait({work})
             self.counts["client_gone"] += not work.done()
         finally:
             for task in (work, gone):
@@ -125,7 +127,7 @@ class _Passing:
 
     def __init__(self, receive: Receive, send: Send, watch: Watch | None, *, has_body: bool) -> None:
         self.has_body = has_body
-        self.gone = False
+        self.gone = self.ended = False
         self.status = 0
         self._receive, self._send, self._watch = receive, send, watch
         self._uploaded = asyncio.Event()
@@ -153,7 +155,7 @@ class _Passing:
         await self._uploaded.wait()
         while not self.gone and (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone = True
+        self.gone = not self.ended
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the status line and the headers."""
@@ -170,6 +172,7 @@ class _Passing:
 
     async def end(self) -> None:
         """Send the end of the body."""
+        self.ended = True
         if self._watch is not None:
             self._watch.whole = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -191,6 +194,7 @@ def _checked(upstream: str) -> httpx.URL:
         url = httpx.URL(upstream)
     except httpx.InvalidURL:
         url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host or url.query:
-        raise ConfigError(f"--upstream is {upstream!r}; write the engine's address, e.g. http://127.0.0.1:8000")
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.userinfo:
+        raise ConfigError("--upstream is not an engine's address; write http://HOST:PORT, e.g. http://127.0.0.1:8000 "
+                          "(no user, password or query: clients send their own headers)")
     return url

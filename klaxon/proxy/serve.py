@@ -24,9 +24,11 @@ def listening(address: str) -> socket.socket:
     host = host.strip("[]")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, int(port)), family=family, backlog=2048)
+        bound = socket.create_server((host, int(port)), family=family, backlog=2048)
     except OSError as error:
         raise ConfigError(f"--listen {address}: cannot listen there ({error.strerror or error}); choose another port") from None
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it; else each answer waits 40 ms
+    return bound
 
 
 async def serve(proxy: Proxy, bound: socket.socket) -> None:

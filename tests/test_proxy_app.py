@@ -61,7 +61,7 @@ class Upstream:
         if asked.get("status"):
             await self.plain(scope, receive, send, status=asked["status"], body=b'{"error": "as the engine says it"}')
         elif asked.get("gzip"):
-            await self.plain(scope, receive, send, body=gzip.compress(json.dumps(ANSWER).encode()), headers=[(b"content-encoding", b"gzip")])
+            await self.plain(scope, receive, send, body=gzip.compress(json.dumps(ANSWER).encode(), mtime=0), headers=[(b"content-encoding", b"gzip")])
         elif asked.get("stream"):
             await self.stream(receive, send, asked)
         else:
@@ -207,6 +207,30 @@ def test_a_large_request_arrives_whole_and_a_copy_that_would_be_too_large_is_giv
     wait(lambda: app._observer.counts)
     assert app._observer.counts == {"openai": {"unusable_too_large": 1}} and not kept.rollouts()
     assert app._observer._room._free == watching.MAX_COPIES_BYTES
+
+
+@pytest.mark.parametrize(("asked", "cumulative", "counts"), [
+    ({"input_ids": [1, 2]}, True, {"rollouts": 1}),
+    ({"input_ids": [[1, 2]]}, True, {"unusable_too_large": 1}),  # another prompt's end may have been dropped
+    ({"input_ids": [1, 2]}, False, {"unusable_length_mismatch": 1}),  # an incremental stream of which the beginning is lost
+])
+def test_a_long_cumulative_stream_is_read_from_its_end(monkeypatch, asked, cumulative, counts):
+    monkeypatch.setattr(watching, "MAX_BODY_BYTES", 100_000)
+    kept = Kept()
+    observer = Observer(sink=kept, engine="e0")
+    watch = observer.watch("POST", "/generate", [])
+    watch.asked.add(json.dumps(asked).encode())
+    watch.start(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
+    rows = [[-0.01 * at, at, None] for at in range(1, 401)]
+    for at in range(1, 401):
+        meta = {"id": "r", "prompt_tokens": 2, "completion_tokens": at, "finish_reason": {"type": "stop"} if at == 400 else None,
+                "output_token_logprobs": rows[:at] if cumulative else rows[at - 1:at]}
+        padding = "" if cumulative else "x" * 1000
+        watch.answered.add(b"data: " + json.dumps({"text": padding, "meta_info": meta}).encode() + b"\n\n")
+    watch.whole = True
+    observer.finish(watch)
+    assert observer.counts == {"sglang": counts} and observer._room._free == watching.MAX_COPIES_BYTES
+    assert [len(rollout["token_ids"]) for rollout in kept.rollouts()] == [400] * counts.get("rollouts", 0)
 
 
 @pytest.mark.parametrize("endless", [True, False])

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from collector.errors import ConfigError
-from klaxon.proxy.observer import UPDATE_PATHS, Observer, Watch, lower
+from klaxon.proxy.observer import UPDATE_PATHS, Observer, Watch
 
 log = logging.getLogger("klaxon.proxy")
 
@@ -161,7 +161,7 @@ class _Passing:
         """Send the status line and the headers."""
         self.status = status
         if self._watch is not None:
-            self._watch.status, self._watch.headers = status, lower(headers)
+            self._watch.start(status, headers)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def part(self, part: bytes) -> None:

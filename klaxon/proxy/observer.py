@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ log = logging.getLogger("klaxon.proxy")
 MAX_BODY_BYTES = 32 << 20  # one body
 MAX_COPIES_BYTES = 512 << 20  # all bodies copied at a time
 BYTES_PER_ITEM = 150  # as the sender's queue counts
+
+CUMULATIVE = ("/generate",)  # SGLang's streams repeat all tokens so far in every event: the last one is enough
 
 UPDATE_PATHS = frozenset((
     "/pause", "/resume", "/start_weight_update", "/update_weights", "/finish_weight_update", "/update_weight_version",
@@ -36,29 +38,38 @@ class Sink(Protocol):
 
 
 class Copy:
-    """A bounded copy of one body."""
+    """A bounded copy of one body: all of it, or nothing; its end only, where `end_tells_all`."""
 
     def __init__(self, room: Room) -> None:
-        self.parts: list[bytes] = []
+        self.parts: deque[bytes] = deque()
         self.size = 0
-        self.whole = True
+        self.whole = True  # nothing was left out
+        self.end_tells_all = False
         self._room = room
 
+    @property
+    def kept(self) -> bool:
+        """Is there something to read?"""
+        return self.whole or self.end_tells_all
+
     def add(self, part: bytes) -> None:
-        """Keep a reference to one more piece, or give the whole copy up when there is no room for it."""
-        if not self.whole:
+        """Keep a reference to one more piece; without room for it drop the oldest pieces, or the whole copy."""
+        if not self.kept:
             return
-        if self.size + len(part) > MAX_BODY_BYTES or not self._room.take(len(part)):
+        while self.end_tells_all and self.parts and self.size + len(part) > MAX_BODY_BYTES:
             self.whole = False
-            self.drop()
+            self._give_back(self.parts.popleft())
+        if self.size + len(part) > MAX_BODY_BYTES or not self._room.take(len(part)):
+            self.whole = self.end_tells_all = False
+            while self.parts:
+                self._give_back(self.parts.popleft())
             return
         self.size += len(part)
         self.parts.append(part)
 
-    def drop(self) -> None:
-        """Let go of the bytes."""
-        self._room.give_back(self.size)
-        self.parts, self.size = [], 0
+    def _give_back(self, part: bytes) -> None:
+        self.size -= len(part)
+        self._room.give_back(len(part))
 
 
 class Room:
@@ -89,6 +100,12 @@ class Watch:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.whole = False  # the answer came to its end
+
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """The answer begins."""
+        self.status, self.headers = status, lower(headers)
+        events = self.headers.get("content-type", "").startswith("text/event-stream")
+        self.answered.end_tells_all = events and self.path in CUMULATIVE
 
 
 class Observer:
@@ -168,12 +185,14 @@ class Observer:
         except (ValueError, IndexError):
             request = {}
         dialect = dialects.choose(watch.path, request, only=self._only)
-        if not watch.asked.whole or not watch.answered.whole:
+        if not watch.asked.whole or not watch.answered.kept or (not watch.answered.whole and _several(request)):
             return _guess(watch.path, dialect), _only("unusable_too_large")
         if asked is None or answer is None:
             return _guess(watch.path, dialect), _only("unusable_encoding")
         if dialect is None:
             return None, dialects.Findings()
+        if not watch.answered.whole:
+            answer = answer.partition(b"\n\n")[2]  # the first event may have lost its beginning
         try:
             documents, streamed = body.documents(answer, watch.headers.get("content-type", ""))
         except ValueError:
@@ -200,6 +219,14 @@ class Observer:
 
 def _only(count: str) -> dialects.Findings:
     return dialects.Findings(counts=Counter({count: 1}))
+
+
+def _several(request: dict[str, Any]) -> bool:
+    """Does a request to SGLang's /generate ask for more than one generation?"""
+    params = request.get("sampling_params") or {}
+    ids = request.get("input_ids")
+    return (not isinstance(params, dict) or params.get("n", 1) != 1 or isinstance(request.get("text"), list)
+            or (isinstance(ids, list) and bool(ids) and isinstance(ids[0], list)))
 
 
 def _guess(path: str, dialect: str | None) -> str:

@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "klaxon.commands.run", "demo": "klaxon.commands.demo", "look": "klaxon.commands.look",
     "check": "klaxon.commands.check", "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
     "export": "klaxon.commands.export", "status": "klaxon.commands.status",
+    "proxy": "klaxon.commands.proxy",
 }
 """Name → module; the module holds a function of the command's name (its docstring is the help)."""
 

@@ -44,7 +44,7 @@ class Sender:
     Args:
         url: "unix:///run/klaxon.sock" or "http://host:port".
         token: bearer token, or None.
-        source: "plugin", "middleware" or "trainer".
+        source: "plugin", "middleware", "proxy" or "trainer".
         about: called for each heartbeat; returns what the heartbeat adds (engine, config, …).
     """
 

@@ -1,0 +1,1 @@
+"""`klaxon proxy`: forwards an engine's traffic unchanged and reports the generations that pass by."""

@@ -210,4 +210,4 @@ class Worker(threading.Thread):
     def _compare(self, kept: Rollout, score: Score | None) -> tuple[SliceStats, ...]:
         if score is None:
             return ()
-        return slice_stats(kept, score, eps_low=self.config.signals.eps_low, eps_high=self.config.signals.eps_high)
+        return slice_stats(kept, score, limits=self.config.signals.limits())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from collector.limits import PRESETS, Algorithm, Limits
+
 BodyDtype = Literal["bfloat16", "float16", "float32", "float64"]
 HeadDtype = Literal["float32", "bfloat16", "float16", "float64"]
+Range = tuple[float, float]
 
 
 class ShadowConfig(BaseModel):
@@ -64,12 +68,37 @@ class WeightsConfig(BaseModel):
 
 
 class SignalsConfig(BaseModel):
-    """[signals]: the trainer's clip range, for the clip rate."""
+    """[signals]: what the trainer clips, truncates and masks, for the rates Klaxon reports. Klaxon itself corrects nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
-    eps_low: float = Field(0.2, gt=0, lt=1, description="policy ratios below 1 − eps_low count as clipped")
-    eps_high: float = Field(0.2, gt=0, description="policy ratios above 1 + eps_high count as clipped")
+    algorithm: Algorithm = Field("grpo", description="ppo, grpo, dapo, gspo (one ratio a sequence), cispo and reinforce (cut from above only) or dpo (nothing is clipped); sets eps_low and eps_high")
+    eps_low: float | None = Field(None, gt=0, lt=1, description="policy ratios below 1 − eps_low count as clipped; unset = the algorithm's")
+    eps_high: float | None = Field(None, gt=0, description="policy ratios above 1 + eps_high count as clipped; unset = the algorithm's")
+    tis_cap: float = Field(2.0, gt=0, description="token weights are truncated here (verl, slime, NeMo-RL: 2)")
+    icepop: Range = Field((0.5, 5.0), description="token weights outside are masked (IcePop)")
+    mis: Range = Field((0.5, 2.0), description="token weights outside are masked (slime's MIS)")
+    dppo: float = Field(0.2, gt=0, lt=1, description="tokens whose two probabilities differ by more are masked (prime-rl)")
+    veto: float = Field(1e-4, gt=0, lt=1, description="token weights below are catastrophic; one of them vetoes its sequence")
+    outlier_high: float = Field(100.0, gt=1, description="a sequence with a token weight above this, or below veto, is an outlier (SkyRL)")
+    geometric: Range = Field((0.99, 1.01), description="sequences whose geometric mean weight is outside are masked (SkyRL)")
+    product: Range = Field((0.5, 2.0), description="sequences whose product of weights is outside are masked (SkyRL, verl)")
+    sequence_tis_cap: float = Field(2.0, gt=0, description="products of weights are truncated here (verl 2, SkyRL 5)")
+    sequence_mask_cap: float = Field(3.0, gt=0, description="sequences whose product of weights is above are masked (TRL)")
+    sequence_k3: float = Field(0.01, gt=0, description="sequences whose mean k3 is above are masked, nats (verl)")
+    sequence_tme: float = Field(2.0, gt=1, description="sequences whose mean e^|d| is above are masked (NeMo-RL)")
+
+    @field_validator("icepop", "mis", "geometric", "product")
+    @classmethod
+    def _around_one(cls, pair: Range) -> Range:
+        if not 0 <= pair[0] < 1 < pair[1]:
+            raise ValueError("give [low, high] with 0 ≤ low < 1 < high")
+        return pair
+
+    def limits(self) -> Limits:
+        """The algorithm's clip range with every threshold set here."""
+        given = {key: value for key, value in self.model_dump(exclude={"algorithm"}).items() if value is not None}
+        return replace(PRESETS[self.algorithm], **given)
 
 
 class ContractConfig(BaseModel):

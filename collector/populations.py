@@ -71,7 +71,7 @@ def _stale(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Ite
         kind, _, lag = name.partition(":")
         if kind == NEWEST_VIEW:
             generating = replace(rollout, engine_logprobs_T=shadow.views["expected"])
-            for item in slice_stats(generating, shadow, eps_low=config.eps_low, eps_high=config.eps_high, view=name):
+            for item in slice_stats(generating, shadow, limits=config.limits(), view=name):
                 yield replace(item, population="stale", version=f"lag {lag}")
 
 
@@ -83,5 +83,5 @@ def learnt_from(rollout: Rollout) -> bool:
 
 
 def _slices(rollout: Rollout, score: Score, config: SignalsConfig, population: str) -> Iterator[SliceStats]:
-    for item in slice_stats(rollout, score, eps_low=config.eps_low, eps_high=config.eps_high):
+    for item in slice_stats(rollout, score, limits=config.limits()):
         yield replace(item, population=population)

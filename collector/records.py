@@ -142,9 +142,9 @@ class SliceStats:
     cached: bool | None  # did the request hit the prefix cache
     n_tokens: int
     n_sequences: float
-    hist_pos: np.ndarray  # int64 [bins]: |d| counts where d ≥ 0, edges collector.signals.EDGES
+    hist_pos: np.ndarray  # int64 [bins]: |d| counts where d ≥ 0, edges collector.metric_values.EDGES
     hist_neg: np.ndarray  # int64 [bins]: |d| counts where d < 0
-    sums: Mapping[str, float]  # names: collector.signals.SUMS
+    sums: Mapping[str, float]  # names: collector.signal_sums.SUMS
     population: str = "served"  # one of POPULATIONS
 
 

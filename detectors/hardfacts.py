@@ -75,7 +75,7 @@ def facts(batch: BatchStats | None, observation: Observation | None, config: Fac
 
 def _of_batch(batch: BatchStats, config: FactsConfig) -> Iterator[Fact]:
     sampled = [item for item in batch.slices if item.population in ("served", "hinted")]
-    counts = {name: max(int(batch.counts.get(name, 0)), int(sum(item.sums[name] for item in sampled)))
+    counts = {name: max(int(batch.counts.get(name, 0)), int(sum(item.sums.get(name, 0) for item in sampled)))
               for name in ("nonfinite", "zeros", "length_mismatch")}
     if counts["nonfinite"] >= config.nonfinite_tokens:
         text = f"{counts['nonfinite']} sampled tokens of this batch have a NaN, infinite or missing logprob."

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from collector import signals
+from collector.limits import Limits
 from collector.records import Rollout, Score
 
 Seen = tuple[int, Rollout, Score | None]
 
 
-def impact(records: Sequence[Seen], *, change_t: tuple[int, int], eps_low: float = 0.2, eps_high: float = 0.2) -> dict[str, Any]:
+def impact(records: Sequence[Seen], *, change_t: tuple[int, int], limits: Limits | None = None) -> dict[str, Any]:
     """JSON-able facts; None where the records at hand cannot tell.
 
     Keys: last_clean_version, first_tainted_version, tainted_requests, tainted_tokens, token_share (of all tokens at hand),
@@ -25,7 +26,7 @@ def impact(records: Sequence[Seen], *, change_t: tuple[int, int], eps_low: float
     """
     clean = [record for record in records if record[0] < change_t[0]]
     tainted = [record for record in records if record[0] >= change_t[0]]
-    before, after = _metrics(clean, eps_low, eps_high), _metrics(tainted, eps_low, eps_high)
+    before, after = _metrics(clean, limits), _metrics(tainted, limits)
     tokens = _tokens(tainted)
     everything = tokens + _tokens(clean)
     rise = None if None in (before["clip_rate"], after["clip_rate"]) else max(0.0, after["clip_rate"] - before["clip_rate"])
@@ -38,9 +39,9 @@ def impact(records: Sequence[Seen], *, change_t: tuple[int, int], eps_low: float
     }
 
 
-def _metrics(records: Iterable[Seen], eps_low: float, eps_high: float) -> dict[str, float | None]:
+def _metrics(records: Iterable[Seen], limits: Limits | None) -> dict[str, float | None]:
     slices = [item for _, rollout, score in records if score is not None
-              for item in signals.slice_stats(rollout, score, eps_low=eps_low, eps_high=eps_high)]
+              for item in signals.slice_stats(rollout, score, limits=limits)]
     if not slices:
         return {"mean_abs_d": None, "clip_rate": None}
     values = signals.metrics(signals.total(slices))

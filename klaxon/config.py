@@ -145,7 +145,7 @@ def _entry(key: str, field: FieldInfo, *, prefix: str = "") -> list[str]:
     default = field.get_default(call_default_factory=True)
     meaning = f"# {field.description}"
     if default is None:
-        return [f"{meaning} (default: unknown)", f"# {key} ="]
+        return [meaning if "; unset = " in meaning else f"{meaning} (default: unknown)", f"# {key} ="]
     return [meaning, f"{prefix}{key} = {_toml(default)}"]
 
 

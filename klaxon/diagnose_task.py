@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from collector.errors import KlaxonError
+from collector.limits import Limits
 from collector.records import Diagnosis, Drift
 from diagnosis.impact import impact
 from diagnosis.quick import quick_diagnosis
@@ -83,7 +84,7 @@ class Diagnostician:
         except KlaxonError as error:
             self.say("diagnosis_failed", f"diagnosis did not finish: {error}", {})
             return
-        verdict = self._addressed(with_impact(verdict, recent, drift))
+        verdict = self._addressed(with_impact(verdict, recent, drift, self.config.signals.limits()))
         sure = "confident" if verdict.confident else "not sure"
         self.say("diagnosis", f"{verdict.verdict} ({sure}) from {verdict.tokens} tokens in {time.monotonic() - started:.1f} s",
                  {"verdict": verdict.verdict, "confident": verdict.confident})
@@ -107,7 +108,7 @@ class Diagnostician:
                 self.alerts.attach_diagnosis(incident.id, verdict, now=time.time())
 
 
-def with_impact(verdict: Diagnosis, recent: Sequence[Scored], drift: Drift) -> Diagnosis:
+def with_impact(verdict: Diagnosis, recent: Sequence[Scored], drift: Drift, limits: Limits) -> Diagnosis:
     """The verdict with last clean version, tainted rollouts and share of tokens since the change."""
     return replace(verdict, impact=impact([(item.t, item.rollout, item.score) for item in recent],
-                                          change_t=drift.change_t))
+                                          change_t=drift.change_t, limits=limits))

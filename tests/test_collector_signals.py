@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector import signals
+from collector.limits import Limits
 from collector.records import Rollout, Score, WeightSpan
 
 
@@ -59,7 +60,7 @@ def test_k3_keeps_its_digits_for_tiny_differences() -> None:
 
 def test_the_trainers_own_clip_range_is_used() -> None:
     rollout, score = make([-1.0, -1.0, -1.0], [-1.05, -0.95, -1.0])
-    got = signals.metrics(signals.total(signals.slice_stats(rollout, score, eps_low=0.02, eps_high=0.1)))
+    got = signals.metrics(signals.total(signals.slice_stats(rollout, score, limits=Limits(eps_low=0.02, eps_high=0.1))))
     assert (got["clip_rate_low"], got["clip_rate_high"]) == (pytest.approx(1 / 3), 0.0)
 
 

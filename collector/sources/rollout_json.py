@@ -7,11 +7,7 @@ non-finite. A logprob above 1e-6 refuses the line. A bad line is refused with it
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, get_args
@@ -20,9 +16,10 @@ import numpy as np
 
 from collector.errors import InputError
 from collector.records import LogprobsMode, Rollout, Sampling, Traffic, WeightSpan
+from collector.sources.fields import integer, logprob, logprobs, mask, number, text, token_ids
+from collector.sources.lines import json_lines
 
 SCHEMA = 1
-MAX_LOGPROB = 1e-6  # above this a "logprob" cannot be one: the engine reports logits
 _REQUIRED = ("prompt_token_ids", "token_ids", "logprobs")
 _SAMPLING_FIELDS = tuple(Sampling.__dataclass_fields__)
 
@@ -48,16 +45,16 @@ def read_rollouts(source: str | Path | IO[str]) -> Iterator[Rollout | InputError
     Raises:
         InputError: the file itself cannot be read (missing, a folder, not text).
     """
-    name, stream = _open(source)
-    with stream:
-        number = 0
-        try:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield _parse_line(line, where=f"{name}:{number}")
-        except (UnicodeDecodeError, OSError, EOFError) as error:
-            yield InputError(f"cannot be read as text from here on ({error}); rollout JSONL is UTF-8",
-                             where=f"{name}:{number + 1}")
+    for where, item in json_lines(source):
+        yield item if isinstance(item, InputError) else rollout_or_error(item, where=where)
+
+
+def rollout_or_error(obj: Any, *, where: str) -> Rollout | InputError:
+    """parse_rollout for streams: a bad record is an item, not an exception."""
+    try:
+        return parse_rollout(obj, where=where)
+    except InputError as error:
+        return error
 
 
 def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
@@ -88,34 +85,6 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
     return out
 
 
-def _open(source: str | Path | IO[str]) -> tuple[str, IO[str]]:
-    if not isinstance(source, (str, Path)):
-        return getattr(source, "name", "<stream>"), source
-    if str(source) == "-":
-        return "<stdin>", io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="strict")
-    path = Path(source)
-    if path.is_dir():
-        raise InputError("is a folder; name a rollout JSONL file", where=str(path))
-    try:
-        stream = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot be opened ({error.strerror or error})", where=str(path)) from None
-    return str(path), stream
-
-
-def _parse_line(line: str, *, where: str) -> Rollout | InputError:
-    try:
-        obj = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        cut = "; the line is cut short" if not line.endswith("\n") else ""
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        return InputError(f"not JSON ({reason}){cut}", where=where)
-    try:
-        return parse_rollout(obj, where=where)
-    except InputError as error:
-        return error
-
-
 def _parse(obj: Mapping[str, Any]) -> Rollout:
     if not isinstance(obj, Mapping):
         raise InputError(f"a JSON object is expected, not {type(obj).__name__}")
@@ -124,71 +93,29 @@ def _parse(obj: Mapping[str, Any]) -> Rollout:
     for field in _REQUIRED:
         if obj.get(field) is None:
             raise InputError("is required and missing", field=field)
-    tokens_T = _ids(obj, "token_ids")
+    tokens_T = token_ids(obj["token_ids"], "token_ids")
     n_tokens = tokens_T.size
     if n_tokens == 0:
         raise InputError("is empty: nothing was sampled", field="token_ids")
-    mask_T = _mask(obj, n_tokens)
+    mask_T = mask(obj.get("sampled_mask"), "sampled_mask", n_tokens)
     top_tokens, top_logprobs = _top(obj, n_tokens)
     return Rollout(
         request_id=str(obj.get("request_id", "unknown")), run=str(obj.get("run", "unknown")),
-        engine=str(obj.get("engine", "unknown")), dp_rank=_integer(obj, "dp_rank"),
-        prompt_tokens_P=_ids(obj, "prompt_token_ids"), completion_tokens_T=tokens_T,
-        engine_logprobs_T=_logprobs(obj["logprobs"], "logprobs", n_tokens), sampled_mask_T=mask_T,
+        engine=str(obj.get("engine", "unknown")), dp_rank=integer(obj, "dp_rank"),
+        prompt_tokens_P=token_ids(obj["prompt_token_ids"], "prompt_token_ids"), completion_tokens_T=tokens_T,
+        engine_logprobs_T=logprobs(obj["logprobs"], "logprobs", n_tokens), sampled_mask_T=mask_T,
         weight_versions=_spans(obj, n_tokens), sampling=_sampling(obj, "sampling"),
         engine_sampling=_sampling(obj, "engine_sampling"),
         expected_logprobs_mode=_choice(obj, "expected_logprobs_mode", LogprobsMode, "processed_logprobs"),
         logprobs_mode=_choice(obj, "logprobs_mode", LogprobsMode, "unknown"),
-        traffic=_choice(obj, "traffic", Traffic, "unknown"), engine_dtype=_text(obj, "engine_dtype"),
-        top_tokens=top_tokens, top_logprobs=top_logprobs, cached_prompt_tokens=_integer(obj, "cached_prompt_tokens"),
-        finish_reason=_text(obj, "finish_reason"), finished_at=_number(obj, "finished_at"),
+        traffic=_choice(obj, "traffic", Traffic, "unknown"), engine_dtype=text(obj, "engine_dtype"),
+        top_tokens=top_tokens, top_logprobs=top_logprobs, cached_prompt_tokens=integer(obj, "cached_prompt_tokens"),
+        finish_reason=text(obj, "finish_reason"), finished_at=number(obj, "finished_at"),
         inclusion_probability=_probability(obj), base_coin=bool(obj.get("base_coin", True)),
-        reward=_number(obj, "reward"), labels=_labels(obj),
+        reward=number(obj, "reward"), labels=_labels(obj),
         trainer_logprobs_T=(None if obj.get("trainer_logprobs") is None
-                            else _logprobs(obj["trainer_logprobs"], "trainer_logprobs", n_tokens)),
+                            else logprobs(obj["trainer_logprobs"], "trainer_logprobs", n_tokens)),
     )
-
-
-def _ids(obj: Mapping[str, Any], field: str) -> np.ndarray:
-    values = obj[field]
-    if not isinstance(values, list):
-        raise InputError(f"a list of token ids is expected, not {type(values).__name__}", field=field)
-    for index, value in enumerate(values):
-        if type(value) is not int or not 0 <= value < 2**31:
-            raise InputError(f"entry {index} is {value!r}, not a token id (an integer from 0)", field=field)
-    return np.array(values, dtype=np.int32)
-
-
-def _logprobs(values: Any, field: str, n_tokens: int) -> np.ndarray:
-    if not isinstance(values, list):
-        raise InputError(f"a list of numbers is expected, not {type(values).__name__}", field=field)
-    if len(values) != n_tokens:
-        raise InputError(f"length mismatch: {len(values)} logprobs for {n_tokens} token_ids", field=field)
-    return np.array([_logprob(value, field, index) for index, value in enumerate(values)], dtype=np.float32)
-
-
-def _logprob(value: Any, field: str, index: int) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"entry {index} is {value!r}, not a number", field=field)
-    if not math.isfinite(value):
-        return math.nan
-    if value > MAX_LOGPROB:
-        raise InputError(f"entry {index} is {value:.6g}, above 0: is the engine in a logits mode? "
-                         "(start it with --logprobs-mode processed_logprobs)", field=field)
-    return float(value)
-
-
-def _mask(obj: Mapping[str, Any], n_tokens: int) -> np.ndarray:
-    values = obj.get("sampled_mask")
-    if values is None:
-        return np.ones(n_tokens, dtype=bool)
-    if not isinstance(values, list) or any(value not in (0, 1) for value in values):
-        raise InputError("a list of 0 and 1 is expected", field="sampled_mask")
-    if len(values) != n_tokens:
-        raise InputError(f"length mismatch: {len(values)} entries for {n_tokens} token_ids", field="sampled_mask")
-    return np.array(values, dtype=bool)
 
 
 def _top(obj: Mapping[str, Any], n_tokens: int) -> tuple[tuple, tuple]:
@@ -206,7 +133,7 @@ def _top(obj: Mapping[str, Any], n_tokens: int) -> tuple[tuple, tuple]:
             continue
         try:
             tokens.append(np.array([int(pair[0]) for pair in row], dtype=np.int32))
-            logprobs.append(np.array([_logprob(pair[1], "top_logprobs", index) for pair in row], dtype=np.float32))
+            logprobs.append(np.array([logprob(pair[1], "top_logprobs", index) for pair in row], dtype=np.float32))
         except (TypeError, ValueError, IndexError, KeyError, OverflowError):
             raise InputError(f"entry {index} is not a list of [token id, logprob] pairs", field="top_logprobs") from None
     return tuple(tokens), tuple(logprobs)
@@ -229,43 +156,20 @@ def _sampling(obj: Mapping[str, Any], field: str) -> Sampling:
     values = obj.get(field) or {}
     if not isinstance(values, Mapping):
         raise InputError("an object is expected", field=field)
-    known = {name: _number(values, name, parent=field) for name in _SAMPLING_FIELDS}
+    known = {name: number(values, name, parent=field) for name in _SAMPLING_FIELDS}
     if (temperature := known["temperature"]) is not None and temperature < 0:
         raise InputError(f"{temperature} is below 0", field=f"{field}.temperature")
     top_k = known.pop("top_k")
     return Sampling(**known, top_k=None if top_k is None else int(top_k))
 
 
-def _number(obj: Mapping[str, Any], field: str, *, parent: str = "") -> float | None:
-    value = obj.get(field)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{value!r} is not a finite number", field=f"{parent}.{field}" if parent else field)
-    return float(value)
-
-
-def _integer(obj: Mapping[str, Any], field: str) -> int | None:
-    value = _number(obj, field)
-    if value is None:
-        return None
-    if value != int(value) or value < 0:
-        raise InputError(f"{value!r} is not a whole number from 0", field=field)
-    return int(value)
-
-
 def _probability(obj: Mapping[str, Any]) -> float:
-    value = _number(obj, "inclusion_probability")
+    value = number(obj, "inclusion_probability")
     if value is None:
         return 1.0
     if not 0 < value <= 1:
         raise InputError(f"{value} is not in (0, 1]", field="inclusion_probability")
     return value
-
-
-def _text(obj: Mapping[str, Any], field: str) -> str | None:
-    value = obj.get(field)
-    return None if value is None else str(value)
 
 
 def _choice(obj: Mapping[str, Any], field: str, allowed: Any, default: str) -> Any:

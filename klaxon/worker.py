@@ -21,7 +21,9 @@ from collector.errors import InputError, KlaxonError
 from collector.records import Rollout, Score, SliceStats
 from collector.sampler import TwoCoinSampler
 from collector.signals import slice_stats, trainer_score
-from collector.sources.file_tail import RolloutTail
+from collector.sources.config import FileSource
+from collector.sources.formats import ReadOptions
+from collector.sources.formats.tail import SourceTail
 from collector.sources.inbox import TapInbox
 from detectors.contexts import Contexts
 from detectors.gains import rollout_gains
@@ -46,6 +48,11 @@ class Scored:
     score: Score
 
 
+def _tail(source: FileSource) -> SourceTail:
+    options = ReadOptions(tokenizer=source.tokenizer, allow_pickle=source.allow_pickle, version_at_start=source.version_at_start)
+    return SourceTail(source.path, source.format or None, options=options)
+
+
 class Worker(threading.Thread):
     """Polls the sources, samples, scores and files statistics under `builder_lock`."""
 
@@ -57,7 +64,7 @@ class Worker(threading.Thread):
         self.builder, self.builder_lock = builder, builder_lock
         self.refuse, self.file_rollouts = refuse, file_rollouts
         self.sampler = TwoCoinSampler(config.sampler)
-        self.tails = [RolloutTail(path) for path in config.sources.files]
+        self.tails = [_tail(source) for source in config.sources.tailed]
         self._contexts = Contexts()
         self.recent: deque[Scored] = deque(maxlen=config.diagnosis.memory_rollouts)
         self.counts: Counter[str] = Counter()
@@ -124,7 +131,10 @@ class Worker(threading.Thread):
     def _arrivals(self) -> list[Rollout]:
         arrived = self.inbox.poll(GROUP_ROLLOUTS)
         for tail in self.tails:
-            for item in tail.poll():
+            before = Counter(tail.counts)
+            items = tail.poll(self.clock())
+            self.counts.update({f"file_{name}": count for name, count in (tail.counts - before).items()})
+            for item in items:
                 if isinstance(item, InputError):
                     self.refuse(item)
                 else:

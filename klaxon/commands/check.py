@@ -97,10 +97,10 @@ def _engine(config: Config) -> Finding:
 
 def _tap(config: Config, status: dict[str, Any] | None) -> Finding:
     if config.sources.files:
-        missing = [path for path in config.sources.files if not Path(path).exists()]
+        missing = [source.path for source in config.sources.tailed if not Path(source.path).exists()]
         if missing:
             return Finding(part="rollouts", state="warn", text=f"{missing[0]} is not there yet")
-        return Finding(part="rollouts", state="ok", text=f"{len(config.sources.files)} files to tail")
+        return Finding(part="rollouts", state="ok", text=f"{len(config.sources.files)} files or folders to tail")
     if not config.sources.tap:
         return Finding(part="rollouts", state="bad", text="no source: sources.tap is false and sources.files is empty")
     alive = [tap for tap in (status or {}).get("taps", []) if tap["alive"]]

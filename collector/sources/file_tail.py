@@ -50,11 +50,12 @@ class JsonLinesTail:
         """What was still unread in the file that stood here before, looked for by inode beside it."""
         if self._inode is None or _inode(self.path.stat()) == self._inode:
             return b""
-        for entry in os.scandir(self.path.parent):
-            if _inode(entry.stat()) == self._inode:
-                with open(entry.path, "rb") as stream:
-                    if rest := self._read(stream, limit_bytes):
-                        return rest
+        with os.scandir(self.path.parent) as entries:
+            moved = next((entry.path for entry in entries if _inode(entry.stat()) == self._inode), None)
+        if moved is not None:
+            with open(moved, "rb") as stream:
+                if rest := self._read(stream, limit_bytes):
+                    return rest
         self.counts["tail_rotated"] += 1
         self._restart()
         return b""

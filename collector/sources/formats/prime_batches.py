@@ -70,7 +70,7 @@ def _sample(row: Any) -> list[dict[str, Any]]:
     """[prompt_ids, prompt_mask, completion_ids, completion_mask, completion_logprobs, temperatures?, …] or, later, [token_ids, mask, logprobs, temperatures, …]."""
     if not isinstance(row, list) or len(row) < 4 or not _all(row[0], int) or not _all(row[1], bool) or len(row[0]) != len(row[1]):
         raise InputError("is no training sample" + HINT)
-    if _all(row[2], float) and len(row[2]) == len(row[0]):
+    if not _all(row[3], bool) and _all(row[2], float) and len(row[2]) == len(row[0]):
         temperatures = row[3] if _all(row[3], float) else None
         return [{"input_ids": row[0], "loss_mask": row[1], "inference_logprobs": row[2], "temperatures": temperatures}]
     if len(row) < 5 or not _all(row[2], int) or not _all(row[3], bool) or not _all(row[4], float) or not len(row[2]) == len(row[3]) == len(row[4]):

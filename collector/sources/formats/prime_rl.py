@@ -25,16 +25,20 @@ def _parse(item: Any, where: str, options: ReadOptions) -> Items:
     parts = (step, obj.get("rank"), obj.get("export_sequence_idx"))
     run = obj.get("run_id")
     name = obj.get("sample_id") or ("step{}-rank{}-{}".format(*parts) if None not in parts else Path(where).name)
-    rewards = obj.get("rewards")
-    given = {value for value in rewards if value is not None} if isinstance(rewards, list) else set()
     labels = {key: str(value) for key, value in (("step", step), ("env", obj.get("env_name"))) if value is not None}
     yield Rollout(
         request_id=str(name), run=str(run) if run else "unknown", prompt_tokens_P=prompt_P, completion_tokens_T=completion_T,
-        sampled_mask_T=sampled_T, traffic="train", labels=labels, reward=float(given.pop()) if len(given) == 1 else None,
+        sampled_mask_T=sampled_T, traffic="train", labels=labels, reward=_reward(obj.get("rewards")),
         engine_logprobs_T=column(required(obj, "inference_logprobs"), "inference_logprobs", sampled_T, prompt_P.size),
         trainer_logprobs_T=optional(obj.get("trainer_logprobs"), "trainer_logprobs", sampled_T, prompt_P.size),
         sampling=Sampling(temperature=one_temperature(obj.get("temperatures"), "temperatures", sampled_T, prompt_P.size)),
     )
+
+
+def _reward(values: Any) -> float | None:
+    """The reward where it is one number for the whole sequence."""
+    given = {float(value) for value in values if isinstance(value, (int, float))} if isinstance(values, list) else set()
+    return given.pop() if len(given) == 1 else None
 
 
 def _read(path: Path, options: ReadOptions) -> Items:

@@ -7,6 +7,7 @@ Under context parallelism the trainer's column is a piece of the sequence; a col
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,12 @@ def _traffic(path: Path) -> str:
 
 
 def _matches(path: Path) -> bool:
-    return path.suffix == ".pt" and (mentions(path, "rollout_id", "samples") or mentions(path, "rollout_id", "rollout_data"))
+    """By its content, or, when it is cut short, by the folder it lies in."""
+    if path.suffix != ".pt":
+        return False
+    if path.parent.name in ("rollout_data", "train_data") and not zipfile.is_zipfile(path):
+        return True
+    return mentions(path, "rollout_id", "samples") or mentions(path, "rollout_id", "rollout_data")
 
 
 SLIME = Format(

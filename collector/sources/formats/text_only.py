@@ -54,12 +54,12 @@ def _rollout(record: dict[str, Any], where: str, tokenizer: str, prompt: str, co
     prompt_P, completion_T = (np.array(encode(text), dtype=np.int32) for text in texts)
     if not completion_T.size:
         raise InputError("is empty: nothing was sampled", field=completion)
-    step = record.get("step")
+    known = {"step": record.get("step"), "group": record.get("uid")}  # verl's uid names the prompt, not the response
     return Rollout(
-        request_id=str(record.get("uid") or Path(where).name), prompt_tokens_P=prompt_P, completion_tokens_T=completion_T,
+        request_id=Path(where).name, prompt_tokens_P=prompt_P, completion_tokens_T=completion_T,
         engine_logprobs_T=np.full(completion_T.size, np.nan, dtype=np.float32), sampled_mask_T=np.ones(completion_T.size, dtype=bool),
         reward=number(record, reward) if isinstance(record.get(reward), (int, float)) else None, traffic="train",
-        labels={"ids": "retokenised", **({} if step is None else {"step": str(step)})},
+        labels={"ids": "retokenised", **{name: str(value) for name, value in known.items() if value is not None}},
     )
 
 

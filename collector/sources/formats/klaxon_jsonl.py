@@ -19,5 +19,5 @@ def _matches(path: Path) -> bool:
 
 KLAXON = Format(
     name="klaxon", about="Klaxon's own rollout JSONL", where="wherever you write it", turn_on="`klaxon export`, or write it yourself",
-    knows=frozenset(KNOWABLE), patterns=("*.jsonl", "*.jsonl.gz", "**/*.jsonl"), matches=_matches, parse=_parse,
+    knows=frozenset(KNOWABLE), patterns=("*.jsonl", "*.jsonl.gz"), matches=_matches, parse=_parse,
 )

@@ -68,8 +68,8 @@ def one_temperature(values: Any, field: str, sampled_T: np.ndarray, n_prompt: in
     """The temperature of the sampled tokens when they all have the same, otherwise None (unknown)."""
     if not isinstance(values, list) or len(values) != n_prompt + sampled_T.size:
         return None
-    found = {value for value, sampled in zip(values[n_prompt:], sampled_T.tolist(), strict=True) if sampled}
-    value = found.pop() if len(found) == 1 else None
-    if isinstance(value, bool) or (value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1e6)):
-        raise InputError(f"{value!r} is no temperature", field=field)
-    return None if value is None else float(value)
+    given = [value for value, sampled in zip(values[n_prompt:], sampled_T.tolist(), strict=True) if sampled]
+    for value in given:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e6):
+            raise InputError(f"{value!r} is no temperature", field=field)
+    return float(given[0]) if given[0] is not None and len(set(given)) == 1 else None

@@ -17,6 +17,7 @@ import numpy as np
 
 from collector.errors import ConfigError, InputError
 from collector.records import Rollout
+from collector.sources.fields import token_ids
 from collector.sources.formats.base import Format, Items, ReadOptions, settled
 from collector.sources.formats.sequences import masked
 
@@ -25,6 +26,7 @@ SAFE = {
     ("numpy._core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
     ("torch._utils", "_rebuild_tensor_v2"), ("torch", "device"), ("torch", "Size"), ("builtins", "set"), ("builtins", "frozenset"),
 }
+NEEDED = ("sequences", "attention_mask", "response_mask", "rollout_logprobs")
 HOLDERS = ("TrainingInputBatch", "TensorBatch", "TensorList")
 
 
@@ -90,20 +92,16 @@ def _read(path: Path, options: ReadOptions) -> Items:
         raise InputError("is a pickle, which can run any code when it is read: refused. If you trust whoever wrote it, say "
                          "--allow-pickle (in config.toml: allow_pickle = true); tensors and arrays are all it may then hold", where=str(path))
     batch = _load(path)
-    needed = ("sequences", "attention_mask", "response_mask", "rollout_logprobs")
-    for name in needed:
-        if batch.get(name) is None:
-            raise InputError("is required and missing", field=name, where=str(path))
-    arrays = {name: _array(batch[name]) for name in (*needed, "loss_mask", "action_log_probs") if batch.get(name) is not None}
-    uids = (getattr(batch, "metadata", None) or {}).get("uids")
+    arrays = _checked(batch, str(path))
+    metadata = getattr(batch, "metadata", None)
+    uids = metadata.get("uids") if isinstance(metadata, dict) else None
     step = path.name.removeprefix("global_step_").split("_")[0]
     for row in range(len(arrays["sequences"])):
-        where = f"{path}[{row}]"
+        group = str(uids[row]) if isinstance(uids, list) and len(uids) > row else None
         try:
-            rollout = _rollout({name: array[row] for name, array in arrays.items()}, step, row, uids)
-        except (InputError, IndexError, ValueError) as error:
-            reason = error if isinstance(error, InputError) else InputError(str(error))
-            yield InputError(reason.reason, field=reason.field, where=where)
+            rollout = _rollout({name: array[row] for name, array in arrays.items()}, step, row, group)
+        except InputError as error:
+            yield InputError(error.reason, field=error.field, where=f"{path}[{row}]")
             continue
         if rollout is None:
             options.counts["padding_rows"] += 1
@@ -111,29 +109,43 @@ def _read(path: Path, options: ReadOptions) -> Items:
             yield rollout
 
 
+def _checked(batch: Batch, where: str) -> dict[str, np.ndarray]:
+    """The columns as arrays of numbers: two of the sequence's width, the others of the response's, all of the same height."""
+    for name in NEEDED:
+        if batch.get(name) is None:
+            raise InputError("is required and missing", field=name, where=where)
+    arrays = {name: _array(batch[name]) for name in (*NEEDED, "loss_mask", "action_log_probs") if batch.get(name) is not None}
+    for name, array in arrays.items():
+        like = arrays["sequences" if name in ("sequences", "attention_mask") else "response_mask"]
+        if array.ndim != 2 or array.dtype.kind not in "biuf" or array.shape != like.shape or len(array) != len(arrays["sequences"]):
+            raise InputError(f"an array of numbers of shape {like.shape} is expected, not {array.dtype} {array.shape}", field=name, where=where)
+    if arrays["response_mask"].shape[1] > arrays["sequences"].shape[1]:
+        raise InputError("is wider than the sequences", field="response_mask", where=where)
+    return arrays
+
+
 def _array(value: Any) -> np.ndarray:
     """A tensor or an array as an array; bfloat16, which numpy does not have, becomes float32."""
     if hasattr(value, "is_floating_point"):
         value = (value.float() if value.is_floating_point() else value).numpy()
-    return np.asarray(value)
+    return value if isinstance(value, np.ndarray) else np.array(None)
 
 
-def _rollout(row: dict[str, np.ndarray], step: str, number: int, uids: Any) -> Rollout | None:
+def _rollout(row: dict[str, np.ndarray], step: str, number: int, group: str | None) -> Rollout | None:
     """One row; None for a padding row (its loss mask is empty, SkyRL copies row 0 into it)."""
     size, columns = row["sequences"].size, row["response_mask"].size
     response_C, attention_S = row["response_mask"] > 0, row["attention_mask"] > 0
     sampled_C = response_C & (row["loss_mask"] > 0) if "loss_mask" in row else response_C
     if not sampled_C.any():
         return None
-    if columns > size or row["rollout_logprobs"].size != columns:
-        raise InputError(f"{row['rollout_logprobs'].size} logprobs for {columns} response columns", field="rollout_logprobs")
     place_T = size - columns + np.flatnonzero(response_C)
     prompt_P = row["sequences"][: place_T[0]][attention_S[: place_T[0]]]
     sampled_T = sampled_C[response_C]
     trainer = row.get("action_log_probs")
-    labels = {"step": step} if uids is None else {"step": step, "group": str(uids[number])}
+    labels = {"step": step} if group is None else {"step": step, "group": group}
     return Rollout(
-        request_id=f"step{step}-{number}", prompt_tokens_P=prompt_P.astype(np.int32), completion_tokens_T=row["sequences"][place_T].astype(np.int32),
+        request_id=f"step{step}-{number}", prompt_tokens_P=token_ids(prompt_P.tolist(), "sequences"),
+        completion_tokens_T=token_ids(row["sequences"][place_T].tolist(), "sequences"),
         engine_logprobs_T=masked(row["rollout_logprobs"][response_C].tolist(), "rollout_logprobs", sampled_T), sampled_mask_T=sampled_T,
         trainer_logprobs_T=None if trainer is None else masked(trainer[response_C].tolist(), "action_log_probs", sampled_T),
         traffic="train", labels=labels,

@@ -16,7 +16,7 @@ import numpy as np
 
 from collector.errors import InputError
 from collector.records import Rollout, WeightSpan
-from collector.sources.fields import mask, number, token_ids
+from collector.sources.fields import integer, mask, number, token_ids
 from collector.sources.formats.base import Format, Items, ReadOptions, natural, required, settled
 from collector.sources.formats.sequences import masked
 from collector.sources.formats.torch_files import load, mentions, plain
@@ -24,7 +24,7 @@ from collector.sources.formats.torch_files import load, mentions, plain
 PATIENCE_SECONDS = 600.0  # how long a rollout file waits for the trainer's side before it is read alone
 STATUS = {"completed": "stop", "truncated": "length", "aborted": "abort"}
 
-Trained = dict[Any, dict[str, Any]]  # sample index → its columns
+Trained = dict[int | None, dict[str, Any]]  # sample index → its columns
 
 
 def _read(path: Path, options: ReadOptions) -> Items:
@@ -33,15 +33,22 @@ def _read(path: Path, options: ReadOptions) -> Items:
         raise InputError("is no dump of slime or miles", where=str(path))
     if "samples" in content:
         trained = _trained(path, options)
-        rows = [(sample if isinstance(sample, dict) else vars(sample), f"{path}[{n}]") for n, sample in enumerate(content["samples"])]
+        if not isinstance(content["samples"], list):
+            raise InputError("a list of samples is expected", field="samples", where=str(path))
+        rows = [(_fields(sample), f"{path}[{n}]") for n, sample in enumerate(content["samples"])]
     else:
         trained = {}
-        rows = [(row, f"{path}[{n}]") for n, (_, row) in enumerate(_columns(content, path))]
+        rows = [(row, f"{path}[{n}]") for n, row in enumerate(_columns(content, path))]
     for row, where in rows:
         try:
-            yield _rollout(row, trained.get(row.get("index")), path, where, options)
+            yield _rollout(row, trained.get(integer(row, "index")), path, where, options)
         except InputError as error:
             yield InputError(error.reason, field=error.field, where=where)
+
+
+def _fields(sample: Any) -> dict[str, Any]:
+    """A sample as slime's to_dict gives it, or as the stand-in of a Sample holds it."""
+    return sample if isinstance(sample, dict) else dict(getattr(sample, "__dict__", {}))
 
 
 def _rollout(row: dict[str, Any], trained: dict[str, Any] | None, path: Path, where: str, options: ReadOptions) -> Rollout:
@@ -52,11 +59,14 @@ def _rollout(row: dict[str, Any], trained: dict[str, Any] | None, path: Path, wh
     sampled_T = mask(plain(row.get("loss_mask")), "loss_mask", size)
     start = ids_S.size - size
     trainer = _trainer_side(trained if trained is not None else row, ids_S, sampled_T, options)
-    versions = {str(version) for version in row.get("weight_versions") or ()}
+    listed = row.get("weight_versions") or []
+    if not isinstance(listed, list):
+        raise InputError("a list is expected", field="weight_versions")
+    versions = {str(version) for version in listed}
     spans = (WeightSpan(start=0, end=size, version=next(iter(versions))),) if len(versions) == 1 else ()
     labels = {key: str(value) for key, value in (("group", row.get("group_index")), ("rollout_id", _rollout_id(path))) if value is not None}
     if len(versions) > 1:
-        labels["versions"] = ",".join(map(str, row["weight_versions"]))
+        labels["versions"] = ",".join(map(str, listed))
     status, index = row.get("status"), row.get("index")
     return Rollout(
         request_id=f"rollout{_rollout_id(path)}-{index}" if index is not None else Path(where).name, prompt_tokens_P=ids_S[:start],
@@ -71,7 +81,7 @@ def _trainer_side(row: dict[str, Any], ids_S: np.ndarray, sampled_T: np.ndarray,
     values = plain(row.get("log_probs"))
     if values is None:
         return None
-    if len(values) != sampled_T.size or plain(row["tokens"]) != ids_S.tolist():
+    if not isinstance(values, list) or len(values) != sampled_T.size or plain(row["tokens"]) != ids_S.tolist():
         options.counts["trainer_side_not_matched"] += 1
         return None
     return masked(values, "log_probs", sampled_T)
@@ -82,24 +92,23 @@ def _trained(path: Path, options: ReadOptions) -> Trained:
     found: Trained = {}
     for file in companions(path):
         try:
-            found.update({index: row for index, row in _columns(load(file), file) if row.get("log_probs") is not None})
+            found.update({integer(row, "index"): row for row in _columns(load(file), file) if row.get("log_probs") is not None})
         except InputError:
             options.counts["trainer_files_unreadable"] += 1
     return found
 
 
-def _columns(content: dict[str, Any], path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """(sample index, its fields) from a train_data file, which keeps one list a field."""
+def _columns(content: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
+    """The fields of each sample from a train_data file, which keeps one list a field."""
     data = content.get("rollout_data") if isinstance(content, dict) else None
     if not isinstance(data, dict) or not isinstance(data.get("tokens"), list):
         raise InputError("holds no rollout_data with tokens", where=str(path))
     names = {"tokens": "tokens", "response_lengths": "response_length", "loss_masks": "loss_mask", "rollout_log_probs": "rollout_log_probs",
              "log_probs": "log_probs", "sample_indices": "index"}
     count = len(data["tokens"])
-    known = {one: plain(data[many]) for many, one in names.items() if hasattr(data.get(many), "__len__") and len(data[many]) == count}
+    known = {one: data[many] for many, one in names.items() if isinstance(data.get(many), list) and len(data[many]) == count}
     for n in range(count):
-        row = {name: plain(values[n]) for name, values in known.items()}
-        yield row.get("index"), row
+        yield {name: plain(values[n]) for name, values in known.items()}
 
 
 def companions(path: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from collector.sampler import TwoCoinSampler
 from collector.signals import slice_stats, trainer_score
 from collector.sources.config import FileSource
 from collector.sources.formats import ReadOptions
+from collector.sources.formats.redis_stream import SCHEME, RedisTail
 from collector.sources.formats.tail import SourceTail
 from collector.sources.inbox import TapInbox
 from detectors.contexts import Contexts
@@ -48,8 +49,10 @@ class Scored:
     score: Score
 
 
-def _tail(source: FileSource) -> SourceTail:
+def _tail(source: FileSource) -> SourceTail | RedisTail:
     options = ReadOptions(tokenizer=source.tokenizer, allow_pickle=source.allow_pickle, version_at_start=source.version_at_start)
+    if source.path.startswith(SCHEME):
+        return RedisTail(source.path, options=options)
     return SourceTail(source.path, source.format or None, options=options)
 
 

@@ -15,7 +15,7 @@ class FileSource(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(min_length=1, description="file or folder; it may appear later")
+    path: str = Field(min_length=1, description="file, folder, or redis://HOST:PORT/KEY; it may appear later")
     format: str = Field("", description="name of a rollout format; empty = recognised by its content")
     tokenizer: str = Field("", description="folder of a tokenizer, for formats that keep text only")
     allow_pickle: bool = Field(False, description="read pickles, through a restricted unpickler")

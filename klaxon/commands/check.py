@@ -97,7 +97,7 @@ def _engine(config: Config) -> Finding:
 
 def _tap(config: Config, status: dict[str, Any] | None) -> Finding:
     if config.sources.files:
-        missing = [source.path for source in config.sources.tailed if not Path(source.path).exists()]
+        missing = [source.path for source in config.sources.tailed if "://" not in source.path and not Path(source.path).exists()]
         if missing:
             return Finding(part="rollouts", state="warn", text=f"{missing[0]} is not there yet")
         return Finding(part="rollouts", state="ok", text=f"{len(config.sources.files)} files or folders to tail")

@@ -19,13 +19,10 @@ from collector.errors import ConfigError, InputError
 from collector.records import Rollout
 from collector.sources.fields import token_ids
 from collector.sources.formats.base import Format, Items, ReadOptions, settled
+from collector.sources.formats.safe_pickle import DataUnpickler
 from collector.sources.formats.sequences import masked
 
-SAFE = {
-    ("collections", "OrderedDict"), ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
-    ("torch._utils", "_rebuild_tensor_v2"), ("torch", "device"), ("torch", "Size"), ("builtins", "set"), ("builtins", "frozenset"),
-}
+TENSORS = {("torch._utils", "_rebuild_tensor_v2"), ("torch", "device"), ("torch", "Size")}
 NEEDED = ("sequences", "attention_mask", "response_mask", "rollout_logprobs")
 HOLDERS = ("TrainingInputBatch", "TensorBatch", "TensorList")
 
@@ -63,10 +60,11 @@ def _saved_tensor(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-class Restricted(pickle.Unpickler):
-    """Only the names of SAFE, torch's dtypes and storages, and holders for SkyRL's classes."""
+class Restricted(DataUnpickler):
+    """Data, torch's tensors and dtypes, and holders for SkyRL's classes."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """The object of that name, or a harmless one in its place."""
         if module.endswith("training_batch"):
             if name == "_rebuild_tensor_batch":
                 return rebuild
@@ -74,11 +72,9 @@ class Restricted(pickle.Unpickler):
                 return Batch
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return _saved_tensor  # torch's own would unpickle anything
-        if (module, name) in SAFE or (module == "torch" and name in _torch_names()):
+        if (module, name) in TENSORS or (module == "torch" and name in _torch_names()):
             return getattr(importlib.import_module(module), name)
-        if module == "numpy.dtypes" and name.endswith("DType"):
-            return getattr(importlib.import_module(module), name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        return super().find_class(module, name)
 
 
 def _torch_names() -> set[str]:

@@ -12,7 +12,7 @@ below; it is recognised by its content, `--format NAME` forces one, `--format he
     [sources]
     files = ["runs/exp/streams/actor/0/0/0.jsonl", {path = "out/token_exports", format = "prime-rl"}]
 
-A table may also say `tokenizer`, `allow_pickle` and `version_at_start`. Line formats are tailed line by line (rotation and
+A folder that holds several formats is read as the first of the table. A table may also say `tokenizer`, `allow_pickle` and `version_at_start`. Line formats are tailed line by line (rotation and
 truncation are noticed and counted), step files are read once their writer is done. What a framework does not write stays
 unknown and is never guessed; a bad record costs only itself and is named. Repeated rollouts (same request id, same tokens)
 are dropped and counted.
@@ -25,6 +25,9 @@ A dot means the format writes the field; an empty cell is unknown to Klaxon, wha
 weight versions: the step that trained on a rollout is not the version that generated it. PipelineRL writes the version at
 the start of a request; `version_at_start = true` believes it for the whole request (right only when weights are never
 updated in flight).
+
+PipelineRL's streams in Redis are read live with `files = [{path = "redis://HOST:6379/actor/0/0"}]` (pip install redis): XREAD
+takes nothing from the trainer, and of the pickled records only plain data is built.
 
 Formats without engine logprobs hold nothing to compare. Turn on the tap (docs/tap.md) or put a proxy in front of the
 engine that records token ids and logprobs. Pickles can run code when read: SkyRL's are refused unless `--allow-pickle` is

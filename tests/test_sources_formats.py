@@ -207,6 +207,27 @@ def test_a_pickle_is_refused_until_it_is_allowed_and_then_runs_nothing(tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
+def test_both_ways_of_padding_are_read(tmp_path):
+    """Older SkyRL pads responses on the right, newer ones push the whole sequence to the right."""
+    rows = {"sequences": [[0, 1, 12, 23, 24, 2, 0], [0, 0, 1, 12, 23, 24, 2]], "attention_mask": [[0, 1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1, 1]],
+            "response_mask": [[1, 1, 1, 0], [0, 1, 1, 1]], "rollout_logprobs": [[-2.0, -0.25, -0.5, 0.0], [0.0, -2.0, -0.25, -0.5]]}
+    path = tmp_path / "global_step_1_training_input.pkl"
+    path.write_bytes(pickle.dumps({name: np.array(value) for name, value in rows.items()}))
+    rollouts, refused, _ = read(path, "skyrl")
+    assert not refused and len(rollouts) == 2
+    for rollout in rollouts:
+        assert rollout.prompt_tokens_P.tolist() == PROMPTS[1] and rollout.completion_tokens_T.tolist() == COMPLETIONS[1]
+        assert rollout.engine_logprobs_T.tolist() == ENGINE[1] and rollout.trainer_logprobs_T is None
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "-1e300", "-Infinity", "null"])
+def test_numbers_beyond_float32_are_as_good_as_infinite(value, tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text(f'{{"prompt_token_ids": [1], "token_ids": [2, 3], "logprobs": [-0.5, {value}]}}\n')
+    [rollout], refused, _ = read(path)
+    assert not refused and np.isnan(rollout.engine_logprobs_T).tolist() == [False, True]
+
+
 def test_a_pt_file_with_code_is_refused_by_name(tmp_path):
     import torch
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from collector.errors import InputError
 
+LARGEST = 3e38  # beyond float32: as good as infinite
 MAX_LOGPROB = 1e-6  # above this a "logprob" cannot be one: the engine reports logits
 
 
@@ -21,9 +22,9 @@ def token_ids(values: Any, field: str) -> np.ndarray:
     """
     if not isinstance(values, list):
         raise InputError(f"a list of token ids is expected, not {type(values).__name__}", field=field)
-    for index, value in enumerate(values):
-        if type(value) is not int or not 0 <= value < 2**31:
-            raise InputError(f"entry {index} is {value!r}, not a token id (an integer from 0)", field=field)
+    if set(map(type, values)) - {int} or (values and not 0 <= min(values) <= max(values) < 2**31):
+        index, value = next((n, one) for n, one in enumerate(values) if type(one) is not int or not 0 <= one < 2**31)
+        raise InputError(f"entry {index} is {shown(value)}, not a token id (an integer from 0)", field=field)
     return np.array(values, dtype=np.int32)
 
 
@@ -33,21 +34,34 @@ def logprobs(values: Any, field: str, n_tokens: int) -> np.ndarray:
         raise InputError(f"a list of numbers is expected, not {type(values).__name__}", field=field)
     if len(values) != n_tokens:
         raise InputError(f"length mismatch: {len(values)} logprobs for {n_tokens} token_ids", field=field)
-    return np.array([logprob(value, field, index) for index, value in enumerate(values)], dtype=np.float32)
+    return nats(values, field)
 
 
-def logprob(value: Any, field: str, index: int) -> float:
-    """One logprob in nats, NaN where it is null or not finite."""
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"entry {index} is {value!r}, not a number", field=field)
-    if not math.isfinite(value):
-        return math.nan
-    if value > MAX_LOGPROB:
-        raise InputError(f"entry {index} is {value:.6g}, above 0: is the engine in a logits mode? "
+def nats(values: list[Any], field: str, *, first: int = 0) -> np.ndarray:
+    """float32 nats of a list, entry by entry; `first` is the number of its first entry, for the error.
+
+    >>> nats([-0.5, None], "logprobs").tolist()
+    [-0.5, nan]
+    """
+    if set(map(type, values)) - {float, int, type(None)}:
+        index, value = next((n, one) for n, one in enumerate(values) if type(one) not in (float, int, type(None)))
+        raise InputError(f"entry {first + index} is {shown(value)}, not a number", field=field)
+    try:
+        out = np.array(values, dtype=np.float64)
+    except OverflowError:  # an integer of hundreds of digits
+        out = np.array([math.nan if isinstance(value, int) and abs(value) > LARGEST else value for value in values], dtype=np.float64)
+    out[~(np.abs(out) < LARGEST)] = math.nan
+    above = np.flatnonzero(out > MAX_LOGPROB)
+    if above.size:
+        raise InputError(f"entry {first + int(above[0])} is {out[above[0]]:.6g}, above 0: is the engine in a logits mode? "
                          "(start it with --logprobs-mode processed_logprobs)", field=field)
-    return float(value)
+    return out.astype(np.float32)
+
+
+def shown(value: Any) -> str:
+    """A value in an error, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def mask(values: Any, field: str, n_tokens: int) -> np.ndarray:
@@ -66,8 +80,8 @@ def number(obj: Mapping[str, Any], field: str, *, parent: str = "") -> float | N
     value = obj.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{value!r} is not a finite number", field=f"{parent}.{field}" if parent else field)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
+        raise InputError(f"{shown(value)} is not a finite number", field=f"{parent}.{field}" if parent else field)
     return float(value)
 
 

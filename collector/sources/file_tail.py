@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from collector.errors import InputError
-from collector.records import Rollout
 from collector.sources.lines import parse_line
-from collector.sources.rollout_json import rollout_or_error
 
 MAX_LINE_BYTES = 256 << 20  # a line longer than this is skipped and named, so that it cannot fill the memory
 HEAD_BYTES = 256  # start of the file, kept to notice one that was written anew in place
@@ -93,14 +91,3 @@ class JsonLinesTail:
 
 def _inode(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
-
-
-class RolloutTail:
-    """Rollouts of a tailed JSONL file."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._tail = JsonLinesTail(path)
-
-    def poll(self) -> list[Rollout | InputError]:
-        """New rollouts, a refused line as its InputError."""
-        return [item if isinstance(item, InputError) else rollout_or_error(item, where=where) for where, item in self._tail.poll()]

@@ -16,7 +16,7 @@ import numpy as np
 
 from collector.errors import InputError
 from collector.records import LogprobsMode, Rollout, Sampling, Traffic, WeightSpan
-from collector.sources.fields import integer, logprob, logprobs, mask, number, text, token_ids
+from collector.sources.fields import integer, logprobs, mask, nats, number, text, token_ids
 from collector.sources.lines import json_lines
 
 SCHEMA = 1
@@ -133,9 +133,13 @@ def _top(obj: Mapping[str, Any], n_tokens: int) -> tuple[tuple, tuple]:
             continue
         try:
             tokens.append(np.array([int(pair[0]) for pair in row], dtype=np.int32))
-            logprobs.append(np.array([logprob(pair[1], "top_logprobs", index) for pair in row], dtype=np.float32))
+            values = [pair[1] for pair in row]
         except (TypeError, ValueError, IndexError, KeyError, OverflowError):
             raise InputError(f"entry {index} is not a list of [token id, logprob] pairs", field="top_logprobs") from None
+        try:
+            logprobs.append(nats(values, "top_logprobs"))
+        except InputError as error:
+            raise InputError(f"entry {index}: {error.reason}", field="top_logprobs") from None
     return tuple(tokens), tuple(logprobs)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from collector.errors import InputError
-from collector.sources.fields import logprob, mask, token_ids
+from collector.sources.fields import mask, nats, token_ids
 
 
 def completion_start(mask_S: np.ndarray, field: str) -> int:
@@ -51,9 +51,14 @@ def masked(values: list[Any], field: str, sampled_T: np.ndarray, *, offset: int 
         raise InputError(f"a list of numbers is expected, not {type(values).__name__}", field=field)
     if len(values) != sampled_T.size:
         raise InputError(f"length mismatch: {len(values)} logprobs for {sampled_T.size} completion tokens", field=field)
+    where_T = np.flatnonzero(sampled_T)
     out_T = np.full(sampled_T.size, np.nan, dtype=np.float32)
-    for index in np.flatnonzero(sampled_T).tolist():
-        out_T[index] = logprob(values[index], field, offset + index)
+    try:
+        out_T[where_T] = nats([values[index] for index in where_T.tolist()], field)
+    except InputError:  # again, one by one, to name the entry as the file counts it
+        for index in where_T.tolist():
+            nats([values[index]], field, first=offset + index)
+        raise
     return out_T
 
 

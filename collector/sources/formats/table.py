@@ -12,7 +12,8 @@ below; it is recognised by its content, `--format NAME` forces one, `--format he
     [sources]
     files = ["runs/exp/streams/actor/0/0/0.jsonl", {path = "out/token_exports", format = "prime-rl"}]
 
-A folder that holds several formats is read as the first of the table. A table may also say `tokenizer`, `allow_pickle` and `version_at_start`. Line formats are tailed line by line (rotation and
+A folder that holds several formats is read as the first of the table below; name the format of a live one, since what it
+will hold later cannot be recognised now. A table may also say `tokenizer`, `allow_pickle` and `version_at_start`. Line formats are tailed line by line (rotation and
 truncation are noticed and counted), step files are read once their writer is done. What a framework does not write stays
 unknown and is never guessed; a bad record costs only itself and is named. Repeated rollouts (same request id, same tokens)
 are dropped and counted.

@@ -71,3 +71,17 @@ def test_the_worker_tails_every_format_side_by_side():
     assert worker.trainer_logprobs_seen and worker.counts["scored"] == 3 * 4 + 2, "klaxon, prime-rl, nemo-rl, slime; skyrl"
     assert [one for one in refused if "klaxon-tap" not in str(one)] == [] and len(refused) == 2
     assert worker.counts["file_text_only"] == 6 and worker.counts["file_padding_rows"] == 1
+
+
+@pytest.mark.parametrize(("entry", "state", "words"), [
+    (str(HERE / "slime"), "ok", "(slime)"),
+    ({"path": str(HERE / "verl")}, "bad", "nothing to compare"),
+    (str(HERE / "tokenizer"), "warn", "recognises"),
+    ("not/there", "warn", "not there yet"),
+    ("redis://h:6379/actor/0/0", "ok", "actor/0/0"),
+])
+def test_check_says_what_stands_at_a_source(entry, state, words):
+    from klaxon.commands.check import _tap
+
+    finding = _tap(parse_config({"sources": {"files": [entry]}}, where="test"), None)
+    assert finding.state == state and words in finding.text

@@ -48,8 +48,9 @@ ParseLine = Callable[[Any, str, ReadOptions], Items]  # (JSON value, where, opti
 class Format:
     """One row of the registry.
 
-    `parse` is set where a file grows line by line: then it is tailed by lines. Otherwise `read_file` reads whole files and
-    a live source takes each file once, when `complete` says that its writer is done.
+    `parse` is set where a file holds JSON lines, otherwise `read_file` reads it whole. Files of lines are tailed as they
+    grow; whole files, and files of lines that count only once a step is done (`by_step`), are taken once each, when
+    `complete` says that their writer is done.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Format:
     matches: Callable[[Path], bool]  # is this file one of them
     parse: ParseLine | None = None
     read_file: Callable[[Path, ReadOptions], Items] | None = None
+    by_step: bool = False
     complete: Callable[[Path, float], bool] = lambda path, now: True  # is its writer done (path, UTC seconds)
     needs: str = ""  # extra package, as pip names it
 

@@ -9,11 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from collector.errors import InputError
 from collector.records import Rollout, Sampling
 from collector.sources.formats.base import Format, Items, ReadOptions, first_keys, required, whole
 from collector.sources.formats.sequences import column, one_temperature, optional, split
-from collector.sources.lines import json_lines
 
 STEP = re.compile(r"step_\d+")
 
@@ -41,11 +39,6 @@ def _reward(values: Any) -> float | None:
     return given.pop() if len(given) == 1 else None
 
 
-def _read(path: Path, options: ReadOptions) -> Items:
-    for where, item in json_lines(path):
-        yield from [item] if isinstance(item, InputError) else PRIME_RL.each(item, where, options)
-
-
 def marked(path: Path, now: float) -> bool:
     """Is the step complete; a file outside a step folder was put there by hand and needs no marker."""
     return not STEP.fullmatch(path.parent.name) or (path.parent / "STABLE").exists()
@@ -60,5 +53,5 @@ PRIME_RL = Format(
     turn_on="`enable_token_export = true` (trainer)",
     knows=frozenset({"ids", "engine logprobs", "trainer logprobs", "sampling", "sampled mask", "reward"}),
     patterns=("token_exports/step_*/rank_*.jsonl", "step_*/rank_*.jsonl", "run_*/token_exports/step_*/rank_*.jsonl", "rank_*.jsonl", "*.jsonl"),
-    matches=_matches, parse=_parse, read_file=_read, complete=marked,
+    matches=_matches, parse=_parse, by_step=True, complete=marked,
 )

@@ -73,7 +73,7 @@ def _rollout(row: dict[str, Any], trained: dict[str, Any] | None, path: Path, wh
         completion_tokens_T=ids_S[start:], sampled_mask_T=sampled_T, weight_versions=spans, trainer_logprobs_T=trainer, labels=labels,
         engine_logprobs_T=masked(plain(required(row, "rollout_log_probs")), "rollout_log_probs", sampled_T), traffic=_traffic(path),
         cached_prompt_tokens=_cached(row, start), finish_reason=STATUS.get(status) if isinstance(status, str) else None,
-        reward=number(row, "reward") if isinstance(row.get("reward"), (int, float)) else None,
+        reward=number(row, "reward") if type(row.get("reward")) in (int, float) else None,
     )
 
 

@@ -61,7 +61,7 @@ class SourceTail:
 
     def _new(self, kind: Format, now: float) -> Items:
         for file in self._files(kind, now):
-            if kind.read_file is None and file.suffix != ".gz":
+            if kind.parse is not None and not kind.by_step and file.suffix != ".gz":
                 yield from self._lines(kind, file)
             else:
                 yield from self._whole(kind, file, now)

@@ -58,7 +58,7 @@ def _rollout(record: dict[str, Any], where: str, tokenizer: str, prompt: str, co
     return Rollout(
         request_id=Path(where).name, prompt_tokens_P=prompt_P, completion_tokens_T=completion_T,
         engine_logprobs_T=np.full(completion_T.size, np.nan, dtype=np.float32), sampled_mask_T=np.ones(completion_T.size, dtype=bool),
-        reward=number(record, reward) if isinstance(record.get(reward), (int, float)) else None, traffic="train",
+        reward=number(record, reward) if type(record.get(reward)) in (int, float) else None, traffic="train",
         labels={"ids": "retokenised", **{name: str(value) for name, value in known.items() if value is not None}},
     )
 

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING
 from collector.errors import InputError, KlaxonError
 from collector.records import Rollout, Score
 from collector.sampler import Draw, TwoCoinSampler
-from collector.sources.file_tail import RolloutTail, TrainerTail
+from collector.sources.config import FileSource
+from collector.sources.formats import ReadOptions
+from collector.sources.formats.redis_stream import SCHEME, RedisTail
+from collector.sources.formats.tail import SourceTail
 from collector.sources.inbox import TapInbox
-from collector.sources.trainer_logprobs import TrainerSide
+from collector.sources.trainer_logprobs import TrainerSide, TrainerTail
 from klaxon.batches import BatchBuilder
 from klaxon.canary import MARK
 from klaxon.config import Config
@@ -35,6 +38,13 @@ GROUP_ROLLOUTS = 32
 VERSION_PATIENCE_SECONDS = 20.0
 
 
+def _tail(source: FileSource) -> SourceTail | RedisTail:
+    options = ReadOptions(tokenizer=source.tokenizer, allow_pickle=source.allow_pickle, version_at_start=source.version_at_start)
+    if source.path.startswith(SCHEME):
+        return RedisTail(source.path, options=options)
+    return SourceTail(source.path, source.format or None, options=options)
+
+
 class Worker(threading.Thread):
     """Polls the sources, samples, scores and files statistics under `builder_lock`."""
 
@@ -47,7 +57,7 @@ class Worker(threading.Thread):
         self.filing = Filing(config, builder, has_shadow=views is not None)
         self.refuse, self.file_rollouts = refuse, file_rollouts
         self.sampler = TwoCoinSampler(config.sampler)
-        self.tails = [RolloutTail(path) for path in config.sources.files]
+        self.tails = [_tail(source) for source in config.sources.tailed]
         self.trainer_tails = [TrainerTail(path) for path in config.sources.trainer_files]
         self._trainer_says: queue.Queue[TrainerSide] = queue.Queue(config.sources.inbox_rollouts)
         self.busy_seconds = 0.0
@@ -134,7 +144,10 @@ class Worker(threading.Thread):
     def _arrivals(self) -> list[Rollout]:
         arrived = self.inbox.poll(GROUP_ROLLOUTS)
         for tail in self.tails:
-            for item in tail.poll():
+            before = Counter(tail.counts)
+            items = tail.poll(self.clock())
+            self.counts.update({f"file_{name}": count for name, count in (tail.counts - before).items()})
+            for item in items:
                 if isinstance(item, InputError):
                     self.refuse(item)
                 else:

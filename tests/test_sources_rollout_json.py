@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.errors import InputError
-from collector.sources.file_tail import RolloutTail
+from collector.sources.formats.tail import SourceTail
 from collector.sources.rollout_json import parse_rollout, read_rollouts, rollout_to_json
 
 GOOD = {"request_id": "r1", "prompt_token_ids": [1, 2], "token_ids": [3, 4], "logprobs": [-0.5, -1.5]}
@@ -90,14 +90,15 @@ def test_writing_and_reading_gives_the_same_rollout(pairs):
 
 def test_a_tailed_file_gives_each_line_once_and_waits_for_a_half_written_one(tmp_path):
     path = tmp_path / "live.jsonl"
-    tail = RolloutTail(path)
-    assert tail.poll() == []
+    tail = SourceTail(path)
+    assert tail.poll(4e9) == []
     line = json.dumps(GOOD)
-    path.write_text(line + "\n" + line[:20])
-    assert len(tail.poll()) == 1 and tail.poll() == []
+    other = line.replace("r1", "r2")
+    path.write_text(line + "\n" + other[:20])
+    assert len(tail.poll(4e9)) == 1 and tail.poll(4e9) == []
     with path.open("a") as stream:
-        stream.write(line[20:] + "\nbroken\n")
-    second = tail.poll()
-    assert second[0].request_id == "r1" and isinstance(second[1], InputError) and ":3" in str(second[1])
-    path.write_text(line + "\n")
-    assert len(tail.poll()) == 1, "a replaced file is read from its start"
+        stream.write(other[20:] + "\nbroken\n")
+    second = tail.poll(4e9)
+    assert second[0].request_id == "r2" and isinstance(second[1], InputError) and ":3" in str(second[1])
+    path.write_text(line.replace("r1", "r3") + "\n")
+    assert len(tail.poll(4e9)) == 1, "a replaced file is read from its start"

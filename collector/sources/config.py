@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from collector.errors import ConfigError
+from collector.sources.formats import format_named
+
+
+class FileSource(BaseModel):
+    """One entry of sources.files."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(min_length=1, description="file, folder, or redis://HOST:PORT/KEY; it may appear later")
+    format: str = Field("", description="name of a rollout format; empty = recognised by its content")
+    tokenizer: str = Field("", description="folder of a tokenizer, for formats that keep text only")
+    allow_pickle: bool = Field(False, description="read pickles, through a restricted unpickler")
+    version_at_start: bool = Field(False, description="the version at the start of a request holds for all its tokens")
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name:
+            try:
+                format_named(name)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return name
 
 
 class SourcesConfig(BaseModel):
@@ -11,11 +38,25 @@ class SourcesConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     tap: bool = Field(True, description="accept rollouts from taps (klaxon-tap in the engine) over the socket and HTTP")
-    files: list[str] = Field([], description="rollout JSONL files to tail live (they may appear later)")
+    files: list[str | dict[str, Any]] = Field(
+        [], description='files and folders to tail live, as "path" or {path = "…", format = "prime-rl"} (docs/sources.md); they may appear later')
     trainer_files: list[str] = Field([], description="JSONL files the trainer appends its own logprobs to (docs/tap.md), tailed live and joined to the rollouts: tier 1, no weights and no GPU needed")
     join_rollouts: int = Field(4096, ge=1, description="rollouts remembered until the trainer speaks of them")
     join_seconds: float = Field(600.0, gt=0, description="how long the trainer's word waits for a rollout that has not arrived yet")
     inbox_rollouts: int = Field(4096, ge=1, description="rollouts held while the scorer is busy; beyond it taps are told to wait")
+
+    @field_validator("files")
+    @classmethod
+    def _entries(cls, entries: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
+        for entry in entries:
+            if isinstance(entry, dict):
+                FileSource.model_validate(entry)
+        return entries
+
+    @property
+    def tailed(self) -> list[FileSource]:
+        """The entries of `files`, each as a table."""
+        return [FileSource(path=entry) if isinstance(entry, str) else FileSource.model_validate(entry) for entry in self.files]
 
 
 class SamplerConfig(BaseModel):

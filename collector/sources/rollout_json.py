@@ -7,11 +7,7 @@ non-finite. A logprob above 1e-6 refuses the line. A bad line is refused with it
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +16,8 @@ import numpy as np
 
 from collector.errors import InputError
 from collector.records import LogprobsMode, Rollout, Sampling, Traffic, WeightSpan
-from collector.sources import json_fields as fields
+from collector.sources.fields import choice, flag, integer, logprobs, mask, nats, number, text, token_ids
+from collector.sources.lines import json_lines
 
 SCHEMA = 1
 _REQUIRED = ("prompt_token_ids", "token_ids", "logprobs")
@@ -48,16 +45,16 @@ def read_rollouts(source: str | Path | IO[str]) -> Iterator[Rollout | InputError
     Raises:
         InputError: the file itself cannot be read (missing, a folder, not text).
     """
-    name, stream = _open(source)
-    with stream:
-        number = 0
-        try:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield _parse_line(line, where=f"{name}:{number}")
-        except (UnicodeDecodeError, OSError, EOFError) as error:
-            yield InputError(f"cannot be read as text from here on ({error}); rollout JSONL is UTF-8",
-                             where=f"{name}:{number + 1}")
+    for where, item in json_lines(source):
+        yield item if isinstance(item, InputError) else rollout_or_error(item, where=where)
+
+
+def rollout_or_error(obj: Any, *, where: str) -> Rollout | InputError:
+    """parse_rollout for streams: a bad record is an item, not an exception."""
+    try:
+        return parse_rollout(obj, where=where)
+    except InputError as error:
+        return error
 
 
 def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
@@ -91,34 +88,6 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
     return out
 
 
-def _open(source: str | Path | IO[str]) -> tuple[str, IO[str]]:
-    if not isinstance(source, (str, Path)):
-        return getattr(source, "name", "<stream>"), source
-    if str(source) == "-":
-        return "<stdin>", io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="strict")
-    path = Path(source)
-    if path.is_dir():
-        raise InputError("is a folder; name a rollout JSONL file", where=str(path))
-    try:
-        stream = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot be opened ({error.strerror or error})", where=str(path)) from None
-    return str(path), stream
-
-
-def _parse_line(line: str, *, where: str) -> Rollout | InputError:
-    try:
-        obj = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        cut = "; the line is cut short" if not line.endswith("\n") else ""
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        return InputError(f"not JSON ({reason}){cut}", where=where)
-    try:
-        return parse_rollout(obj, where=where)
-    except InputError as error:
-        return error
-
-
 def _parse(obj: Mapping[str, Any]) -> Rollout:
     if not isinstance(obj, Mapping):
         raise InputError(f"a JSON object is expected, not {type(obj).__name__}")
@@ -127,31 +96,30 @@ def _parse(obj: Mapping[str, Any]) -> Rollout:
     for field in _REQUIRED:
         if obj.get(field) is None:
             raise InputError("is required and missing", field=field)
-    tokens_T = fields.ids(obj, "token_ids")
+    tokens_T = token_ids(obj["token_ids"], "token_ids")
     n_tokens = tokens_T.size
     if n_tokens == 0:
         raise InputError("is empty: nothing was sampled", field="token_ids")
-    mask_T = fields.mask(obj, "sampled_mask", n_tokens)
+    mask_T = mask(obj.get("sampled_mask"), "sampled_mask", n_tokens)
     top_tokens, top_logprobs = _top(obj, n_tokens)
     return Rollout(
         request_id=str(obj.get("request_id", "unknown")), run=str(obj.get("run", "unknown")),
-        engine=str(obj.get("engine", "unknown")), dp_rank=fields.integer(obj, "dp_rank"),
-        prompt_tokens_P=fields.ids(obj, "prompt_token_ids"), completion_tokens_T=tokens_T,
-        engine_logprobs_T=fields.logprobs(obj["logprobs"], "logprobs", n_tokens),
-        sampled_mask_T=np.ones(n_tokens, dtype=bool) if mask_T is None else mask_T,
+        engine=str(obj.get("engine", "unknown")), dp_rank=integer(obj, "dp_rank"),
+        prompt_tokens_P=token_ids(obj["prompt_token_ids"], "prompt_token_ids"), completion_tokens_T=tokens_T,
+        engine_logprobs_T=logprobs(obj["logprobs"], "logprobs", n_tokens), sampled_mask_T=mask_T,
         weight_versions=_spans(obj, n_tokens), sampling=_sampling(obj, "sampling"),
         engine_sampling=_sampling(obj, "engine_sampling"),
-        expected_logprobs_mode=fields.choice(obj, "expected_logprobs_mode", LogprobsMode, "processed_logprobs"),
-        logprobs_mode=fields.choice(obj, "logprobs_mode", LogprobsMode, "unknown"),
-        traffic=fields.choice(obj, "traffic", Traffic, "unknown"), engine_dtype=fields.text(obj, "engine_dtype"),
-        top_tokens=top_tokens, top_logprobs=top_logprobs, cached_prompt_tokens=fields.integer(obj, "cached_prompt_tokens"),
-        finish_reason=fields.text(obj, "finish_reason"), finished_at=fields.number(obj, "finished_at"),
+        expected_logprobs_mode=choice(obj, "expected_logprobs_mode", LogprobsMode, "processed_logprobs"),
+        logprobs_mode=choice(obj, "logprobs_mode", LogprobsMode, "unknown"),
+        traffic=choice(obj, "traffic", Traffic, "unknown"), engine_dtype=text(obj, "engine_dtype"),
+        top_tokens=top_tokens, top_logprobs=top_logprobs, cached_prompt_tokens=integer(obj, "cached_prompt_tokens"),
+        finish_reason=text(obj, "finish_reason"), finished_at=number(obj, "finished_at"),
         inclusion_probability=_probability(obj), base_coin=bool(obj.get("base_coin", True)),
-        reward=fields.number(obj, "reward"), labels=fields.labels(obj),
+        reward=number(obj, "reward"), labels=_labels(obj),
         trainer_logprobs_T=(None if obj.get("trainer_logprobs") is None
-                            else fields.logprobs(obj["trainer_logprobs"], "trainer_logprobs", n_tokens)),
-        trainer_version=fields.text(obj, "trainer_version"), loss_mask_T=fields.mask(obj, "loss_mask", n_tokens),
-        dropped=fields.flag(obj, "dropped"),
+                            else logprobs(obj["trainer_logprobs"], "trainer_logprobs", n_tokens)),
+        trainer_version=text(obj, "trainer_version"), dropped=flag(obj, "dropped"),
+        loss_mask_T=None if obj.get("loss_mask") is None else mask(obj["loss_mask"], "loss_mask", n_tokens),
     )
 
 
@@ -170,9 +138,13 @@ def _top(obj: Mapping[str, Any], n_tokens: int) -> tuple[tuple, tuple]:
             continue
         try:
             tokens.append(np.array([int(pair[0]) for pair in row], dtype=np.int32))
-            logprobs.append(np.array([fields.logprob(pair[1], "top_logprobs", index) for pair in row], dtype=np.float32))
+            values = [pair[1] for pair in row]
         except (TypeError, ValueError, IndexError, KeyError, OverflowError):
             raise InputError(f"entry {index} is not a list of [token id, logprob] pairs", field="top_logprobs") from None
+        try:
+            logprobs.append(nats(values, "top_logprobs"))
+        except InputError as error:
+            raise InputError(f"entry {index}: {error.reason}", field="top_logprobs") from None
     return tuple(tokens), tuple(logprobs)
 
 
@@ -193,7 +165,7 @@ def _sampling(obj: Mapping[str, Any], field: str) -> Sampling:
     values = obj.get(field) or {}
     if not isinstance(values, Mapping):
         raise InputError("an object is expected", field=field)
-    known = {name: fields.number(values, name, parent=field) for name in _SAMPLING_FIELDS}
+    known = {name: number(values, name, parent=field) for name in _SAMPLING_FIELDS}
     if (temperature := known["temperature"]) is not None and temperature < 0:
         raise InputError(f"{temperature} is below 0", field=f"{field}.temperature")
     top_k = known.pop("top_k")
@@ -201,12 +173,19 @@ def _sampling(obj: Mapping[str, Any], field: str) -> Sampling:
 
 
 def _probability(obj: Mapping[str, Any]) -> float:
-    value = fields.number(obj, "inclusion_probability")
+    value = number(obj, "inclusion_probability")
     if value is None:
         return 1.0
     if not 0 < value <= 1:
         raise InputError(f"{value} is not in (0, 1]", field="inclusion_probability")
     return value
+
+
+def _labels(obj: Mapping[str, Any]) -> dict[str, str]:
+    values = obj.get("labels") or {}
+    if not isinstance(values, Mapping):
+        raise InputError("an object is expected", field="labels")
+    return {str(key): str(value) for key, value in values.items()}
 
 
 def _sampling_json(sampling: Sampling) -> dict[str, float]:

@@ -7,15 +7,18 @@ and `token_ids`. Optional: version (the weights it recomputed with), loss_mask, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from collector.errors import InputError
 from collector.records import Rollout, Traffic
-from collector.sources import json_fields as fields
+from collector.sources import fields
+from collector.sources.file_tail import JsonLinesTail
+from collector.sources.lines import json_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,7 @@ def _parse(obj: Mapping[str, Any], where: str) -> TrainerSide:
     if not isinstance(obj, Mapping):
         raise InputError(f"a JSON object is expected, not {type(obj).__name__}")
     request_id = fields.text(obj, "request_id")
-    prompt_P, completion_T = (fields.ids(obj, name) if obj.get(name) is not None else None
+    prompt_P, completion_T = (fields.token_ids(obj[name], name) if obj.get(name) is not None else None
                               for name in ("prompt_token_ids", "token_ids"))
     if request_id is None and (prompt_P is None or completion_T is None):
         raise InputError("which rollout is this? request_id, or prompt_token_ids and token_ids, is required", field="request_id")
@@ -85,7 +88,38 @@ def _parse(obj: Mapping[str, Any], where: str) -> TrainerSide:
         request_id=request_id, where=where,
         content=content_key(prompt_P, completion_T) if prompt_P is not None and completion_T is not None else None,
         logprobs_T=None if obj.get("logprobs") is None else fields.logprobs(obj["logprobs"], "logprobs", n_tokens),
-        loss_mask_T=fields.mask(obj, "loss_mask", n_tokens), version=fields.text(obj, "version"),
+        loss_mask_T=None if obj.get("loss_mask") is None else fields.mask(obj["loss_mask"], "loss_mask", n_tokens),
+        version=fields.text(obj, "version"),
         dropped=fields.flag(obj, "dropped"), reward=fields.number(obj, "reward"),
         traffic=None if obj.get("traffic") is None else fields.choice(obj, "traffic", Traffic, "unknown"),
     )
+
+
+class TrainerTail:
+    """What the trainer says of its rollouts, from a tailed JSONL file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._tail = JsonLinesTail(path)
+
+    def poll(self) -> list[TrainerSide | InputError]:
+        """New lines, a refused one as its InputError."""
+        return [_or_error(where, item) for where, item in self._tail.poll()]
+
+
+def read_trainer_file(path: str | Path) -> Iterator[TrainerSide | InputError]:
+    """Every line of a whole file.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    for where, item in json_lines(path):
+        yield _or_error(where, item)
+
+
+def _or_error(where: str, item: Any) -> TrainerSide | InputError:
+    if isinstance(item, InputError):
+        return item
+    try:
+        return parse_trainer_side(item, where=where)
+    except InputError as error:
+        return error

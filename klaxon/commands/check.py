@@ -97,10 +97,7 @@ def _engine(config: Config) -> Finding:
 
 def _tap(config: Config, status: dict[str, Any] | None) -> Finding:
     if config.sources.files:
-        missing = [path for path in config.sources.files if not Path(path).exists()]
-        if missing:
-            return Finding(part="rollouts", state="warn", text=f"{missing[0]} is not there yet")
-        return Finding(part="rollouts", state="ok", text=f"{len(config.sources.files)} files to tail")
+        return _files(config)
     if not config.sources.tap:
         return Finding(part="rollouts", state="bad", text="no source: sources.tap is false and sources.files is empty")
     alive = [tap for tap in (status or {}).get("taps", []) if tap["alive"]]
@@ -108,6 +105,26 @@ def _tap(config: Config, status: dict[str, Any] | None) -> Finding:
         return Finding(part="rollouts", state="ok", text=f"tap heard: {', '.join(tap['source'] + ' ' + tap['engine'] for tap in alive)}")
     how = "pip install klaxon-tap beside vLLM and set KLAXON_URL"
     return Finding(part="rollouts", state="warn", text=f"no tap is heard{'' if status else ' (no daemon to hear it)'}; {how}")
+
+
+def _files(config: Config) -> Finding:
+    """What stands at each path of sources.files, and whether it holds logprobs at all."""
+    from collector.sources.formats import FORMATS, detect
+
+    found = []
+    for source in config.sources.tailed:
+        if "://" in source.path:
+            found.append(source.path)
+            continue
+        if not Path(source.path).exists():
+            return Finding(part="rollouts", state="warn", text=f"{source.path} is not there yet")
+        kind = FORMATS[source.format] if source.format else detect(source.path)
+        if kind is None:
+            return Finding(part="rollouts", state="warn", text=f"{source.path} holds no rollout format Klaxon recognises (yet); docs/sources.md lists them")
+        if "engine logprobs" not in kind.knows:
+            return Finding(part="rollouts", state="bad", text=f"{source.path} is {kind.about}; turn on the tap, or put a proxy in front of the engine")
+        found.append(f"{source.path} ({kind.name})")
+    return Finding(part="rollouts", state="ok", text=f"{len(found)} to tail: {', '.join(found)}")
 
 
 def _trainer(config: Config) -> Finding:

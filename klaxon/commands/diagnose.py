@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from klaxon.commands.rollout_files import PATH_HELP, AllowPickle, FileFormat, TokenizerDir, usable
 from klaxon.commands.score import BodyDtype, HeadDtype, ModelDir, Temperature
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ SHOWN_EVIDENCE = 3
 
 
 def diagnose(
-    file: Annotated[str, typer.Argument(help="rollout JSONL, .gz too; - reads standard input")],
+    file: Annotated[str, typer.Argument(help=PATH_HELP)],
     model: ModelDir,
     previous: Annotated[list[Path] | None, typer.Option("--previous", help="folder of older weights, newest first; repeat it")] = None,
     body_dtype: BodyDtype = "bfloat16",
@@ -26,15 +27,18 @@ def diagnose(
     max_rollouts: Annotated[int, typer.Option(help="re-score at most this many rollouts, evenly spread over the file", min=1)] = 64,
     strict: Annotated[bool, typer.Option("--strict", help="exit 2 when any line is refused")] = False,
     json_: Annotated[bool, typer.Option("--json", help="one JSON object instead of the report")] = False,
+    format: FileFormat = "",
+    tokenizer: TokenizerDir = "",
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Find out why: every known fault predicts the engine's logprobs, the best prediction wins.
 
     Exit codes: 0 healthy, 1 mismatch, 2 nothing usable or failure.
     """
-    from klaxon.commands.look import usable
     from klaxon.commands.shadow_setup import labelled, left_out, open_scorer
 
-    rollouts, refused = usable(file, strict=strict)
+    contents = usable(file, strict=strict, format=format, tokenizer=tokenizer, allow_pickle=allow_pickle)
+    rollouts, refused = contents.rollouts, contents.refused
     setup = open_scorer(model, previous or [], body_dtype=body_dtype, head_dtype=head_dtype)
     step = max(1, -(-len(rollouts) // max_rollouts))
     chosen = labelled(rollouts[::step], setup.versions, temperature=temperature)
@@ -45,7 +49,7 @@ def diagnose(
     with _working(f"re-scoring {len(chosen)} of {len(rollouts)} rollouts"):
         verdict = compete(chosen, setup.scorer, versions=setup.versions, config=DiagnosisConfig())
     report = verdict_json(verdict) | {
-        "file": file, "model": str(model), "rollouts": len(chosen), "left_out": left_out(setup, chosen),
+        "file": file, "model": str(model), "rollouts": len(chosen), "left_out": [*contents.notes, *left_out(setup, chosen)],
         "refused": {"count": len(refused), "first": [str(error) for error in refused[:5]]}}
     report["next"] = report["next"].replace("FILE", file, 1).replace("--model DIR", f"--model {model}")
     if json_:

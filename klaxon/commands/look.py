@@ -1,4 +1,4 @@
-"""`klaxon look`: what a file of rollouts says by itself. No torch, no model, no engine."""
+"""`klaxon look`: what a file (or folder) of rollouts says by itself. No torch, no model, no engine."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import typer
 
 from collector.errors import InputError
 from collector.records import Rollout
+from klaxon.commands.rollout_files import PATH_HELP, AllowPickle, FileFormat, TokenizerDir, nothing_usable, read_contents
 
 if TYPE_CHECKING:
     from collector.sources.trainer_logprobs import TrainerSide
 
 
 def look(
-    file: Annotated[str, typer.Argument(help="rollout JSONL, .gz too; - reads standard input")],
+    file: Annotated[str, typer.Argument(help=PATH_HELP)],
     trainer: Annotated[str, typer.Option(help="JSONL of the trainer's own logprobs, joined by request id or by tokens")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="exit 2 when any line is refused")] = False,
     json_: Annotated[bool, typer.Option("--json", help="one JSON object instead of the report")] = False,
     false_alarms: Annotated[str, typer.Option(help="how many false alarms you accept")] = "1 per 30 days",
+    format: FileFormat = "",
+    tokenizer: TokenizerDir = "",
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Look at a file of rollouts: what is wrong, what is fine, what it cannot see.
 
@@ -31,36 +35,18 @@ def look(
     from klaxon.spine_config import DaemonConfig
 
     config = DetectorsConfig.model_validate({"false_alarms": _readable(false_alarms)})
-    rollouts, refused = read_file(file)
-    if not rollouts:
-        raise _nothing_usable(file, refused)
-    if trainer:
-        rollouts = _with_trainer(rollouts, trainer, refused)
+    contents = read_contents(file, format=format, tokenizer=tokenizer, allow_pickle=allow_pickle)
+    refused = contents.refused
+    if not contents.rollouts:
+        raise nothing_usable(file, contents)
+    rollouts = _with_trainer(contents.rollouts, trainer, refused) if trainer else contents.rollouts
     report = examine(rollouts, config=config, batch_seconds=DaemonConfig().batch_seconds)
     code = 2 if strict and refused else int(report.verdict == "mismatch")
     if json_:
-        print(json.dumps(report_json(report, file=file, refused=refused, exit_code=code), allow_nan=False))
+        print(json.dumps(report_json(report, file=file, refused=refused, exit_code=code) | {"left_out": contents.counts}, allow_nan=False))
     else:
-        print_report(report, file=file, refused=refused, strict=strict)
+        print_report(report, file=file, refused=refused, strict=strict, notes=contents.notes)
     raise typer.Exit(code)
-
-
-def read_file(file: str) -> tuple[list[Rollout], list[InputError]]:
-    """Every rollout of the file and every refused line.
-
-    Raises:
-        InputError: the file cannot be read at all.
-    """
-    from collector.sources.rollout_json import read_rollouts
-
-    rollouts: list[Rollout] = []
-    refused: list[InputError] = []
-    for item in read_rollouts(file):
-        if isinstance(item, InputError):
-            refused.append(item)
-        else:
-            rollouts.append(item)
-    return rollouts, refused
 
 
 def _with_trainer(rollouts: list[Rollout], trainer: str, refused: list[InputError]) -> list[Rollout]:
@@ -70,7 +56,7 @@ def _with_trainer(rollouts: list[Rollout], trainer: str, refused: list[InputErro
         InputError: no line of the trainer's file speaks of these rollouts.
     """
     from collector.join import join_all
-    from collector.sources.file_tail import read_trainer_file
+    from collector.sources.trainer_logprobs import read_trainer_file
 
     sides: list[TrainerSide] = []
     for item in read_trainer_file(trainer):
@@ -85,18 +71,14 @@ def _with_trainer(rollouts: list[Rollout], trainer: str, refused: list[InputErro
     return joined
 
 
-def usable(file: str, *, strict: bool) -> tuple[list[Rollout], list[InputError]]:
-    """The file for the commands that score it.
+def read_file(file: str) -> tuple[list[Rollout], list[InputError]]:
+    """Every rollout of the file and every refused line.
 
     Raises:
-        InputError: nothing usable remains, or a line was refused and `strict` is set.
+        InputError: the file cannot be read at all.
     """
-    rollouts, refused = read_file(file)
-    if not rollouts:
-        raise _nothing_usable(file, refused)
-    if strict and refused:
-        raise InputError(f"{len(refused)} lines refused (--strict), the first: {refused[0]}", where=file)
-    return rollouts, refused
+    contents = read_contents(file)
+    return contents.rollouts, contents.refused
 
 
 def _readable(false_alarms: str) -> str:
@@ -104,9 +86,3 @@ def _readable(false_alarms: str) -> str:
 
     parse_period_seconds(false_alarms)
     return false_alarms
-
-
-def _nothing_usable(file: str, refused: list[InputError]) -> InputError:
-    if not refused:
-        return InputError("is empty: no rollout in it", where=file)
-    return InputError(f"nothing usable: all {len(refused)} lines refused, the first: {refused[0]}", where=file)

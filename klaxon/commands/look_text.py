@@ -24,7 +24,8 @@ TIERS = {0: "tier 0: the engine's report alone, blind to stale weights and hidde
 SHOWN_REFUSALS = 5
 
 
-def print_report(report: FileReport, *, file: str, refused: Sequence[InputError], strict: bool, console: Console | None = None) -> None:
+def print_report(report: FileReport, *, file: str, refused: Sequence[InputError], strict: bool, notes: Sequence[str] = (),
+                 console: Console | None = None) -> None:
     """Print the report; lines wrap at the width of the terminal."""
     console = console or Console(highlight=False)
     word, style, meaning = HEADLINES[report.verdict]
@@ -38,6 +39,8 @@ def print_report(report: FileReport, *, file: str, refused: Sequence[InputError]
     console.print()
     console.print(_table(report.findings))
     _print_refused(console, refused, strict)
+    for note in notes:
+        console.print(Text(note, style="yellow"))
     if report.bank.betting_rollouts:
         chance = f"A healthy file of this length alarms with probability at most {report.bank.false_alarm_chance:.2g}."
         console.print(Text(chance, style="dim"))

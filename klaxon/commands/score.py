@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from collector.records import Rollout, Score, SliceStats
+from klaxon.commands.rollout_files import PATH_HELP, AllowPickle, FileFormat, TokenizerDir, usable
 
 if TYPE_CHECKING:
     from klaxon.commands.shadow_setup import Setup
@@ -26,23 +27,26 @@ Temperature = Annotated[float | None, typer.Option(help="what the trainer assume
 
 
 def score(
-    file: Annotated[str, typer.Argument(help="rollout JSONL, .gz too; - reads standard input")],
+    file: Annotated[str, typer.Argument(help=PATH_HELP)],
     model: ModelDir,
     body_dtype: BodyDtype = "bfloat16",
     head_dtype: HeadDtype = "float32",
     temperature: Temperature = None,
     strict: Annotated[bool, typer.Option("--strict", help="exit 2 when any line is refused")] = False,
     json_: Annotated[bool, typer.Option("--json", help="one JSON object instead of the report")] = False,
+    format: FileFormat = "",
+    tokenizer: TokenizerDir = "",
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Score rollouts with the trainer's weights: KL, clip rate, ESS and the rest, per rollout and in total.
 
     Exit codes: 0 within the band of a healthy engine, 1 mismatch, 2 nothing usable or failure.
     """
     from diagnosis.tier_one import band_of, problems
-    from klaxon.commands.look import usable
     from klaxon.commands.shadow_setup import labelled, left_out, nothing_scored, open_scorer
 
-    rollouts, refused = usable(file, strict=strict)
+    contents = usable(file, strict=strict, format=format, tokenizer=tokenizer, allow_pickle=allow_pickle)
+    rollouts, refused = contents.rollouts, contents.refused
     setup = open_scorer(model, (), body_dtype=body_dtype, head_dtype=head_dtype)
     rollouts = labelled(rollouts, setup.versions, temperature=temperature)
     scores = score_all(setup, rollouts)
@@ -52,7 +56,7 @@ def score(
     dtype, band = band_of(rollouts)
     found = list(problems(total, band))
     report = {"file": file, "model": str(model), "tokens": int(total["n_tokens"]), "signals": _finite(total), "problems": found,
-              "band_nats": band, "band_of": dtype, "rollouts": per_rollout, "left_out": left_out(setup, rollouts),
+              "band_nats": band, "band_of": dtype, "rollouts": per_rollout, "left_out": [*contents.notes, *left_out(setup, rollouts)],
               "refused": {"count": len(refused), "first": [str(error) for error in refused[:5]]}}
     if json_:
         print(json.dumps(report, allow_nan=False))

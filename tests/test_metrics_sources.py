@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from collector.sources.metrics.wandb_log import BLOCK
 from klaxon.config import Config
 from klaxon.trainer_side import TrainerSide
 
+ROOT = Path(__file__).parent.parent
 NOW = 1000.0
 
 
@@ -198,6 +201,86 @@ def test_a_history_file_or_a_summary_is_read_where_there_is_no_wandb_file(tmp_pa
     assert list(reader.poll(NOW)) == [MetricsRow(4, {"loss": 0.25}, 78.0)]
     (files / "wandb-history.jsonl").write_text('{"_step": 0, "_timestamp": 5.0, "loss": 1.0}\n{"_step": 1, "_timestamp": 6.0, "loss": 0.9}\n')
     assert list(WandbRun(str(tmp_path)).poll(NOW)) == [MetricsRow(0, {"loss": 1.0}, 5.0), MetricsRow(1, {"loss": 0.9}, 6.0)]
+
+
+ASK_SERVER = """
+import json, sys
+from collector.errors import Unavailable
+from collector.sources.metrics.wandb_api import WandbApi
+reader = WandbApi("team/project/run1")
+for now in (0.0, 5.0, 40.0, 80.0):
+    try:
+        print(json.dumps([list(row) for row in reader.poll(now)]), flush=True)
+    except Unavailable as error:
+        print(json.dumps(str(error)), flush=True)
+    if now == 5.0:
+        sys.stdin.readline()  # the run goes on meanwhile
+"""
+
+
+class WandbServer(http.server.ThreadingHTTPServer):
+    """Answers the GraphQL questions of `wandb.Api().run(…).scan_history(…)` as the real server does."""
+
+    def __init__(self) -> None:
+        self.rows = [{"_step": step, "_timestamp": 50.0 + step, "rl/kl_new_old": step / 100} for step in range(3)]
+        self.known = True
+        super().__init__(("127.0.0.1", 0), WandbHandler)
+
+    def answer(self, query: str, variables: dict) -> dict:
+        if "viewer" in query and "project" not in query:
+            return {"viewer": {"id": "1", "entity": "team", "username": "u", "email": "u@x", "flags": "{}", "teams": {"edges": []}}}
+        if not self.known:
+            return {"project": None}
+        if "history(" in query:
+            page = [json.dumps(row) for row in self.rows if variables["minStep"] <= row["_step"] < variables["maxStep"]]
+            return {"project": {"run": {"history": page}}}
+        run = dict.fromkeys(("sweepName", "group", "jobType", "commit", "description", "notes"))
+        return {"project": {"internalId": "1", "run": run | {
+            "id": "1", "projectId": "1", "name": "run1", "displayName": "run1", "state": "running", "config": "{}", "tags": [],
+            "readOnly": False, "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "systemMetrics": "{}",
+            "summaryMetrics": "{}", "historyLineCount": len(self.rows), "user": {"name": "u", "username": "u"},
+            "historyKeys": {"lastStep": self.rows[-1]["_step"], "keys": {}}}}}
+
+
+class WandbHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: WandbServer
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        asked = json.loads(body) if self.path.endswith("/graphql") else {}
+        answer = json.dumps({"data": self.server.answer(asked.get("query", ""), asked.get("variables") or {})}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_real_wandb_client_is_asked_for_new_steps_only(tmp_path: Path) -> None:
+    """Against a local server; api.wandb.ai itself has not been reached by a test."""
+    pytest.importorskip("wandb")
+    with WandbServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {**os.environ, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "x" * 40,
+               "HOME": str(tmp_path), "WANDB_SILENT": "true"}
+        with subprocess.Popen([sys.executable, "-c", ASK_SERVER], env=env, cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+            assert child.stdout is not None and child.stdin is not None
+            assert json.loads(child.stdout.readline()) == [[step, {"rl/kl_new_old": step / 100}, 50.0 + step] for step in range(3)]
+            assert json.loads(child.stdout.readline()) == []  # 5 seconds later: not asked again
+            server.rows += [{"_step": 9, "_timestamp": 70.0, "rl/kl_new_old": 0.5}]
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert json.loads(child.stdout.readline()) == [[9, {"rl/kl_new_old": 0.5}, 70.0]]
+            server.known = False
+            told = json.loads(child.stdout.readline())
+            child.communicate(timeout=30)
+        server.shutdown()
+    assert isinstance(told, str) and "wandb run team/project/run1" in told and "WANDB_API_KEY" in told
 
 
 # TensorBoard

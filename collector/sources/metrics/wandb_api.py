@@ -13,6 +13,7 @@ from collector.sources.metrics.source import MetricsRow, needed, row_of
 
 POLL_SECONDS = 30.0
 PAGE_ROWS = 500
+TIMEOUT_SECONDS = 10
 
 
 class WandbApi:
@@ -27,6 +28,7 @@ class WandbApi:
     def __init__(self, path: str) -> None:
         self.path = path
         self._wandb: Any = needed("wandb", extra="wandb")
+        self._api: Any = None
         self._next_step = 0
         self._asked_at = float("-inf")
 
@@ -40,7 +42,9 @@ class WandbApi:
             return
         self._asked_at = now
         try:
-            rows = list(self._wandb.Api(timeout=10).run(self.path).scan_history(min_step=self._next_step, page_size=PAGE_ROWS))
+            self._api = self._api or self._wandb.Api(timeout=TIMEOUT_SECONDS)
+            self._api.flush()  # it keeps runs it has seen
+            rows = list(self._api.run(self.path).scan_history(min_step=self._next_step, page_size=PAGE_ROWS))
         except (self._wandb.errors.Error, OSError, ValueError, TypeError) as error:
             raise Unavailable(f"wandb run {self.path}: {error}; is WANDB_API_KEY set?") from None
         for item in rows:

@@ -19,6 +19,7 @@ from collector.sources.metrics.jsonl import JsonlMetrics
 from collector.sources.metrics.names import FRAMEWORKS, STANDARD, NameMap, detect
 from collector.sources.metrics.source import MetricsRow
 from collector.sources.metrics.wandb_log import BLOCK
+from klaxon.commands.check import examine
 from klaxon.config import Config
 from klaxon.trainer_side import TrainerSide
 
@@ -463,3 +464,17 @@ def test_a_failing_source_is_told_once_counted_and_does_not_stop_the_others(tmp_
     failing.error = None
     side.poll_metrics()
     assert [row[0] for row in kept.rows] == [1, 9]
+
+
+@pytest.mark.parametrize("sources, state, text", [
+    ([], "off", "only what the trainer pushes"),
+    ([{"type": "jsonl", "path": "METRICS"}], "ok", "file 1: 2 rows"),
+    ([{"type": "jsonl", "path": "METRICS"}, {"type": "jsonl", "path": "later.jsonl"}], "warn", "nothing to read yet in file 2"),
+    ([{"type": "csv", "path": "x"}], "bad", "'csv' is none of jsonl"),
+])
+def test_klaxon_check_polls_each_source_once(sources, state: str, text: str, tmp_path: Path) -> None:
+    lines(tmp_path / "m.jsonl", 1, 2)
+    named = [{**item, "path": item["path"].replace("METRICS", str(tmp_path / "m.jsonl"))} for item in sources]
+    config = Config.model_validate({"metrics": {"sources": named}, "run": {"dir": str(tmp_path)}, "daemon": {"port": 1}})
+    (found,) = (item for item in examine(config) if item.part == "metrics")
+    assert found.state == state and text in found.text

@@ -6,7 +6,7 @@ of tokens, so slices add up to the whole. Products of ratios are taken at Σd ca
 
 from __future__ import annotations
 
-from collector.metric_values import Alias, Metric, count, extreme, minus_one, per_sequence
+from collector.metric_values import Alias, Metric, count, effective_share, extreme, minus_one, per_sequence, sequences_behind
 
 THEN_MEAN = "per-sequence-then-mean"
 
@@ -56,10 +56,13 @@ SEQUENCE_WEIGHTS = (
            value=minus_one(per_sequence("seq_w2")), aliases=(Alias("verl", "rollout_corr/chi2_seq", "saturates on long responses, as ours does"),)),
     Metric(name="chi2_geo", formula="mean over sequences of exp(2 mean d) − 1", direction="χ²(q‖p), geometric", level="sequence", unit="ratio", sums=("geo_w2", "later_sequences"),
            value=minus_one(per_sequence("geo_w2")), aliases=(Alias("ms-swift", "rollout_correction/chi2_seq"),)),
+    Metric(name="seq_mean_w", formula="mean over sequences of Π w", direction="w = q/p", level="sequence", unit="ratio", sums=("seq_w", "later_sequences"), value=per_sequence("seq_w")),
+    Metric(name="seq_ess", formula="(Σ Πw)² / (N Σ (Πw)²) on raw products", direction="w = q/p", level="sequence", unit="fraction", sums=("seq_w", "seq_w2", "later_sequences"),
+           value=effective_share("seq_w", "seq_w2", sequences_behind), aliases=(Alias("verl", "rollout_corr/rollout_is_eff_sample_size", "sequence mode, its default; on truncated products"),)),
     Metric(name="seq_tis_mean", formula="mean over sequences of min(Π w, sequence_tis_cap)", direction="w = q/p", level="sequence", unit="ratio", sums=("seq_tis", "later_sequences"),
-           value=per_sequence("seq_tis"), aliases=(Alias("verl", "rollout_corr/rollout_is_seq_mean", "sequence mode, its default"), Alias("SkyRL", "seq TIS", "its cap is 5"))),
+           value=per_sequence("seq_tis"), aliases=(Alias("verl", "rollout_corr/rollout_is_mean", "sequence mode, its default"), Alias("verl", "rollout_corr/rollout_is_seq_mean"), Alias("SkyRL", "seq TIS", "its cap is 5"))),
     Metric(name="seq_tis_truncated", formula="share of sequences with Π w above sequence_tis_cap", direction="w = q/p", level="sequence", unit="fraction", sums=("seq_truncated", "later_sequences"),
-           value=per_sequence("seq_truncated"), aliases=(Alias("verl", "rollout_corr/rollout_is_seq_fraction_high"),)),
+           value=per_sequence("seq_truncated"), aliases=(Alias("verl", "rollout_corr/rollout_is_ratio_fraction_high", "sequence mode, its default"), Alias("verl", "rollout_corr/rollout_is_seq_fraction_high"))),
     Metric(name="sequence_masked", formula="share of sequences with Π w above sequence_mask_cap", direction="w = q/p", level="sequence", unit="fraction", sums=("seq_masked", "later_sequences"),
            value=per_sequence("seq_masked")),
     Metric(name="sequence_masked_mean_w", formula="mean over sequences of Π w, 0 where it is above sequence_mask_cap", direction="w = q/p", level="sequence", unit="ratio",

@@ -97,7 +97,7 @@ CORRECTIONS = (
     Metric(name="mean_abs_w1", formula="mean |w − 1|", direction=EVEN, level="token", unit="ratio", sums=("abs_w1", "later_tokens"), value=per_token("abs_w1"),
            aliases=(Alias("slime", "train/tis_abs", "mean per sample first"),)),
     Metric(name="ess", formula="(Σw)² / (N Σw²) on raw w", direction="w = q/p", level="token", unit="fraction", sums=("w", "w2"), value=effective_share("w", "w2"), aliases=(
-        Alias("PipelineRL", "rl/ess", "over the optimizer step"), Alias("verl", "rollout_corr/rollout_is_eff_sample_size", "on truncated weights: hides the tail, cannot fall below 0.64 at cap 2 in the 2026-01 code"),
+        Alias("PipelineRL", "rl/ess", "over the optimizer step, from rl/ratio_new_old_sum and _squared_sum"), Alias("verl", "rollout_corr/rollout_is_eff_sample_size", "token mode; on truncated weights: hides the tail, cannot fall below 0.64 at cap 2 in the 2026-01 code"),
         Alias("ms-swift", "rollout_correction/ess"), Alias("martingale", "ESS/n"))),
     Metric(name="tis_mean", formula="mean min(w, C), C = tis_cap", direction="w = q/p", level="token", unit="ratio", sums=("tis", "later_tokens"), value=per_token("tis"), aliases=(
         Alias("verl", "rollout_corr/rollout_is_mean", "token mode"), Alias("open-instruct", "val/rho_mean", "log ratio clamped to ±10"),

@@ -106,9 +106,9 @@ def spread(name: str, squares: str) -> Value:
     return value
 
 
-def effective_share(total: str, squares: str) -> Value:
-    """ESS: (Σw)² / (N Σw²), 1 = every token counts fully."""
-    return lambda stats: ratio(read(stats, total) ** 2, tokens_behind(stats, total) * read(stats, squares))
+def effective_share(total: str, squares: str, behind: Callable[[SliceStats, str], float] = tokens_behind) -> Value:
+    """ESS: (Σw)² / (N Σw²), 1 = every token (or sequence) counts fully."""
+    return lambda stats: ratio(read(stats, total) ** 2, behind(stats, total) * read(stats, squares))
 
 
 def clustered_error(total: str, letter: str) -> Value:

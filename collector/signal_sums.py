@@ -38,7 +38,7 @@ LATER_SUMS = (
     "tis", "tis2", "tis_truncated", "icepop_low", "icepop_high", "mis_low", "mis_high", "veto",
     "dppo_low", "dppo_high", "dppo_k3",
     "seq_d", "seq_abs_d", "seq_k3", "seq_exp_abs_d", "seq_clip", "seq_engine_logprob",  # sums of means over a sequence
-    "seq_abs_mean_d", "rollout_ppl", "training_ppl", "seq_w2", "geo_w2",  # per sequence, each slice its share
+    "seq_abs_mean_d", "rollout_ppl", "training_ppl", "seq_w", "seq_w2", "geo_w2",  # per sequence, each slice its share
     "seq_tis", "seq_truncated", "seq_masked", "seq_kept_w", "geo_masked", "product_masked", "seq_veto", "seq_outlier",
     "seq_k3_masked", "seq_tme_masked",
     "max_d", "min_d", "min_abs_d", "max_abs_dp", "max_seq_d", "min_seq_d", "max_seq_tme", "min_seq_tme",
@@ -84,7 +84,7 @@ def token_sums(tokens: Tokens, inside_T: np.ndarray, limits: Limits) -> dict[str
         "pq": prob_p_M * prob_q_M, "engine_logprob": p_M, "w_clipped": abs_M > LOG_RATIO_CAP,
         "confident": (p_M >= CONFIDENT_LOGPROB) & (d_M < -CONFIDENT_DROP_NATS),
     } | _correction_terms(w_M, limits) | _divergence_terms(p_M, q_M, d_M, k3_M, limits)
-    sums = {name: math.fsum(values) for name, values in terms.items()}
+    sums = {name: math.fsum(values.tolist()) for name, values in terms.items()}
     n, sum_d, sum_a = float(d_M.size), sums["d"], sums["abs_d"]
     sums |= {"cluster_n2": n * n, "cluster_d2": sum_d**2, "cluster_dn": sum_d * n, "cluster_a2": sum_a**2,
              "cluster_an": sum_a * n, "later_tokens": n, "max_abs_d": float(abs_M.max(initial=0.0))}
@@ -157,7 +157,7 @@ def sequence_values(tokens: Tokens, limits: Limits) -> tuple[dict[str, float], d
     shares = {
         "gspo_low": low[0], "gspo_high": high[0], "ppl_ratio": math.exp(-_capped(mean_d)), "later_sequences": 1.0,
         "seq_abs_mean_d": abs(mean_d), "rollout_ppl": math.exp(_capped(-mean_p)),
-        "training_ppl": math.exp(_capped(-mean_p - mean_d)), "seq_w2": seq_w**2, "geo_w2": geo_w**2,
+        "training_ppl": math.exp(_capped(-mean_p - mean_d)), "seq_w": seq_w, "seq_w2": seq_w**2, "geo_w2": geo_w**2,
         "seq_tis": min(seq_w, limits.sequence_tis_cap), "seq_truncated": seq_w > limits.sequence_tis_cap,
         "seq_masked": over, "seq_kept_w": 0.0 if over else seq_w, "geo_masked": _outside(geo_w, limits.geometric),
         "product_masked": _outside(seq_w, limits.product), "seq_veto": veto,

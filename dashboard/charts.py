@@ -114,7 +114,7 @@ def trainer_metric(shot: Snapshot, what: str, title: str, *, y_title: str, help:
     look = Look(y_title=y_title, series=((what, BLUE, False),))
     rows = [*_frame(shot), *_metric_line(shot, what, what), *_events(shot)]
     return _chart(what, title, help, look, rows, empty=f"The trainer has not sent `{what}` in this window: klaxon_tap.push(step, "
-                  f"{{\"{what}\": …}}), or [trainer] metrics_file.")
+                  f"{{\"{what}\": …}}), or a source in [metrics].")
 
 
 @cache

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from alerts.config import AlertsConfig
 from collector.config import ContractConfig, ShadowConfig, SignalsConfig, WeightsConfig
 from collector.errors import ConfigError
-from collector.sources.config import SamplerConfig, SourcesConfig
+from collector.sources.config import MetricsConfig, SamplerConfig, SourcesConfig
 from collector.store_config import StoreConfig
 from detectors.config import DetectorsConfig
 from diagnosis.config import DiagnosisConfig
@@ -34,6 +34,7 @@ class Config(BaseModel):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     sources: SourcesConfig = Field(default_factory=SourcesConfig)
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
     canary: CanaryConfig = Field(default_factory=CanaryConfig)
     weights: WeightsConfig = Field(default_factory=WeightsConfig)
@@ -162,6 +163,8 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (str, list, tuple)):
         return json.dumps(list(value) if isinstance(value, tuple) else value)
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }" if value else "{}"
     return "(unset)" if value is None else repr(value)
 
 

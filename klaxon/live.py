@@ -120,8 +120,9 @@ class Live:
 
     def _counts(self) -> dict[str, int]:
         daemon = self._daemon
-        return {**daemon.counts, **daemon.ingest.counts, **daemon.worker.counts, **daemon.worker.filing.join.counts, **daemon.canary.counts, **daemon.watch.counts,
-                "dropped_by_taps": daemon.taps.dropped(), "metrics_refused": daemon.trainer.refused}
+        return {**daemon.counts, **daemon.ingest.counts, **daemon.worker.counts, **daemon.worker.filing.join.counts,
+                **daemon.canary.counts, **daemon.watch.counts, "dropped_by_taps": daemon.taps.dropped(),
+                "metrics_refused": daemon.trainer.refused, "metrics_polls_failed": daemon.trainer.counts.total()}
 
     def _blind_spots(self, now: float) -> list[str]:
         daemon, spots = self._daemon, list(TIER_BLIND[self.tier])

@@ -64,7 +64,7 @@ class TrainerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     expected_logprobs_mode: LogprobsMode = Field("processed_logprobs", description="what the trainer takes the engine's logprobs for: processed_logprobs or raw_logprobs")
-    metrics_file: str = Field("", description="JSONL the trainer appends its metrics to (one object a step); empty = pushed by klaxon_tap.push")
+    metrics_file: str = Field("", description="JSONL the trainer appends its metrics to (one object a step), the same as a jsonl source in [metrics]; empty = pushed by klaxon_tap.push, or read from [metrics] sources")
     sampling: TrainerSamplingConfig = Field(default_factory=TrainerSamplingConfig, description="what the trainer assumes about sampling")
 
 

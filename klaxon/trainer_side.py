@@ -1,17 +1,22 @@
-"""What comes from the trainer: metrics (pushed or tailed) and weight announcements."""
+"""What comes from the trainer: metrics (pushed, or read from the configured sources) and weight announcements."""
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from collector.errors import InputError
-from collector.sources.file_tail import JsonLinesTail
+from collector.errors import InputError, Unavailable
+from collector.sources.metrics.registry import open_sources
+from collector.sources.metrics.source import NOT_METRICS, MetricsSource
 from klaxon.config import Config
 
 if TYPE_CHECKING:
     from collector.store import Store
     from klaxon.shadow import Say, Shadow
+
+log = logging.getLogger("klaxon.trainer")
 
 
 class TrainerSide:
@@ -19,7 +24,10 @@ class TrainerSide:
 
     def __init__(self, config: Config, store: Store, shadow: Shadow | None, say: Say) -> None:
         self.store, self.shadow, self.say = store, shadow, say
-        self.tail = JsonLinesTail(config.trainer.metrics_file) if config.trainer.metrics_file else None
+        self.sources = open_sources(config.metrics.sources, metrics_file=config.trainer.metrics_file)
+        self.names = config.metrics.name_map()
+        self.counts: Counter[str] = Counter()  # polls that failed, by source
+        self._silent: set[int] = set()  # sources whose failure has been told
         self.latest: dict[str, Any] = {}
         self.announced: str | None = None
         self.refused = 0
@@ -43,20 +51,32 @@ class TrainerSide:
             self.store.append_weights(version, seen_at=time.time())
 
     def poll_metrics(self) -> None:
-        """Take new lines of the metrics file."""
-        if self.tail is None:
-            return
-        for where, item in self.tail.poll():
-            if isinstance(item, InputError) or not isinstance(item.get("step"), int):
+        """Take what is new in every source; one that fails is told once, and tried again at the next poll."""
+        for index, source in enumerate(self.sources):
+            try:
+                self._poll(source)
+                self._silent.discard(index)
+            except Exception as error:  # a source of the operator's own may raise anything
+                self.counts[source.name] += 1
+                if index not in self._silent:
+                    self._silent.add(index)
+                    log.error("metrics source %s fails: %s", source.name, error, exc_info=not isinstance(error, Unavailable))
+                    self.say("metrics_unavailable", f"metrics source {source.name}: {error}", {"source": source.name})
+
+    def _poll(self, source: MetricsSource) -> None:
+        for row in source.poll(time.time()):
+            if isinstance(row, InputError):
                 self.refused += 1
-                reason = item if isinstance(item, InputError) else f"{where}: step: a whole number is expected"
-                self.say("metrics_refused", str(reason), {})
-                continue
-            at = item.get("at") or item.get("time") or time.time()
-            self._file(item["step"], item, float(at), "file")
+                self.say("metrics_refused", str(row), {})
+            else:
+                self._file(row.step, row.values, row.at, source.name)
 
     def _file(self, step: int, metrics: dict[str, Any], at: float, source: str) -> None:
         numbers = {name: float(value) for name, value in metrics.items()
-                   if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in ("step", "at", "time")}
+                   if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in NOT_METRICS}
+        told = self.names.framework
+        numbers = self.names.standard(numbers)
+        if self.names.framework != told:
+            self.say("metrics_named", f"the trainer's metrics are named as by {self.names.framework}", {"framework": self.names.framework})
         self.latest = {"step": step, "at": at, **numbers}
         self.store.append_metrics(step, at, numbers, source=source)

@@ -103,7 +103,7 @@ def _sequences(kept, limits: Limits, n_seq: int) -> dict[str, float]:
             "clip_rate_per_sequence": clip if limits.level == "token" else float(low or high), "tme_per_sequence": tme,
             "ppl_ratio": math.exp(np.clip(-d.mean(), -20, 20)), "rollout_ppl": math.exp(min(20, -p.mean())),
             "training_ppl": math.exp(min(20, -q.mean())), "rollout_log_ppl": -p.mean(), "training_log_ppl": -q.mean(),
-            "log_ppl_abs_diff": abs(d.mean()), "gspo_clip_rate": float(low or high), "chi2_seq": product**2 - 1,
+            "log_ppl_abs_diff": abs(d.mean()), "gspo_clip_rate": float(low or high), "chi2_seq": product**2 - 1, "seq_mean_w": product,
             "chi2_geo": geo**2 - 1, "seq_tis_mean": min(product, limits.sequence_tis_cap),
             "seq_tis_truncated": float(product > limits.sequence_tis_cap),
             "sequence_masked": float(product > limits.sequence_mask_cap),
@@ -113,6 +113,7 @@ def _sequences(kept, limits: Limits, n_seq: int) -> dict[str, float]:
             "k3_sequences_masked": float(k3 > limits.sequence_k3), "tme_sequences_masked": float(tme > limits.sequence_tme),
         })
     out = {name: sum(row[name] for row in rows) / n_seq for name in rows[0]}
+    out["seq_ess"] = out["seq_mean_w"] ** 2 / (out["chi2_seq"] + 1)
     logs, tmes = [row["k1_per_sequence"] for row in rows], [row["tme_per_sequence"] for row in rows]
     return out | {"log_ppl_diff_max": max(logs), "log_ppl_diff_min": min(logs), "max_seq_tme": max(tmes), "min_seq_tme": min(tmes)}
 

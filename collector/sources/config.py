@@ -1,13 +1,16 @@
-"""Configuration of [sources] and [sampler]."""
+"""Configuration of [sources], [metrics] and [sampler]."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from collector.errors import ConfigError
 from collector.sources.formats import format_named
+from collector.sources.metrics.names import STANDARD, NameMap
+
+FrameworkName = Literal["auto", "none", "verl", "TRL", "OpenRLHF", "NeMo-RL", "PipelineRL", "prime-rl", "SkyRL", "slime", "open-instruct", "AReaL"]
 
 
 class FileSource(BaseModel):
@@ -57,6 +60,36 @@ class SourcesConfig(BaseModel):
     def tailed(self) -> list[FileSource]:
         """The entries of `files`, each as a table."""
         return [FileSource(path=entry) if isinstance(entry, str) else FileSource.model_validate(entry) for entry in self.files]
+
+
+class MetricsSourceConfig(BaseModel):
+    """One place trainer metrics are read from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str = Field(description='jsonl, wandb (a run folder on this machine, or the `wandb` folder above it), wandb_api, tensorboard, or "module:Class"')
+    path: str = Field(min_length=1, description="file or folder; for wandb_api entity/project/run_id")
+
+
+class MetricsConfig(BaseModel):
+    """[metrics]: where the trainer's own metrics are read from, besides what it pushes, and what it calls them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    framework: FrameworkName = Field("auto", description="whose metric names to expect: auto (told by the names that appear), none (keep every name), verl, TRL, OpenRLHF, NeMo-RL, PipelineRL, prime-rl, SkyRL, slime (and miles), open-instruct or AReaL")
+    names: dict[str, str] = Field({}, description="standard name = the name your trainer logs, e.g. { reward = \"my/reward\" }; comes before the framework's; standard names: " + ", ".join(STANDARD))
+    sources: list[MetricsSourceConfig] = Field([], description="Where trainer metrics are read from. wandb and tensorboard need `pip install klaxon-rl[wandb]` or `[tensorboard]`.")
+
+    @field_validator("names")
+    @classmethod
+    def _known(cls, names: dict[str, str]) -> dict[str, str]:
+        if unknown := sorted(set(names) - set(STANDARD)):
+            raise ValueError(f"{', '.join(unknown)}: no standard name; those are {', '.join(STANDARD)}")
+        return names
+
+    def name_map(self) -> NameMap:
+        """The map these keys describe."""
+        return NameMap(own=self.names, framework=None if self.framework == "auto" else self.framework)
 
 
 class SamplerConfig(BaseModel):

@@ -15,7 +15,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from collector.errors import KlaxonError
+from collector.errors import ConfigError, KlaxonError, Unavailable
+from collector.sources.metrics.registry import open_sources
+from collector.sources.metrics.source import MetricsRow
 from klaxon.client import get_json
 from klaxon.config import Config, load_config
 from klaxon.live import TIER_BLIND
@@ -52,7 +54,7 @@ def examine(config: Config) -> Iterator[Finding]:
     """Every part in the order data flow through it."""
     status = _daemon_status(config)
     yield from (_folder(config), _daemon(config, status), _engine(config), _tap(config, status),
-                _trainer(config), _weights(config), _shadow(config))
+                _trainer(config), _metrics(config), _weights(config), _shadow(config))
     yield from _receivers(config)
 
 
@@ -132,6 +134,22 @@ def _trainer(config: Config) -> Finding:
         return Finding(part="trainer", state="warn", text="trainer.sampling.temperature is not declared: rollouts that do not say it "
                        "themselves cannot be scored")
     return Finding(part="trainer", state="ok", text=f"assumes T = {config.trainer.sampling.temperature:g}, {config.trainer.expected_logprobs_mode}")
+
+
+def _metrics(config: Config) -> Finding:
+    try:
+        sources = open_sources(config.metrics.sources, metrics_file=config.trainer.metrics_file)
+        rows = {f"{source.name} {number}": sum(isinstance(row, MetricsRow) for row in source.poll(time.time()))
+                for number, source in enumerate(sources, 1)}
+    except ConfigError as error:
+        return Finding(part="metrics", state="bad", text=str(error))
+    except Unavailable as error:
+        return Finding(part="metrics", state="warn", text=str(error))
+    if not rows:
+        return Finding(part="metrics", state="off", text="no source of trainer metrics in [metrics]: only what the trainer pushes")
+    if empty := [name for name, found in rows.items() if not found]:
+        return Finding(part="metrics", state="warn", text=f"nothing to read yet in {', '.join(empty)}")
+    return Finding(part="metrics", state="ok", text=", ".join(f"{name}: {found} rows" for name, found in rows.items()))
 
 
 def _weights(config: Config) -> Finding:

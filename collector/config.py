@@ -43,9 +43,11 @@ class WeightsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    dir: str = Field("", description="folder whose sub-folders are weight versions, or a glob of them, e.g. runs/r1/weights/step_*; empty = no shadow (tiers 0 and 1)")
+    dir: str = Field("", description="folder whose sub-folders are weight versions, or a glob of them, e.g. runs/r1/weights/step_*; empty = announced versions only")
+    announced: bool = Field(True, description="take versions the trainer announces (klaxon_tap.announce_weights, POST /v1/weights), with or without dir; they alone open tier 2 where the scorer is installed")
     marker: str = Field("COMPLETE", description="file the trainer writes last; a folder with it is believed once its safetensors are whole")
     accept_unmarked: bool = Field(True, description="also believe a folder without the marker once its safetensors are whole and unchanged for settle_seconds")
+    every: int = Field(1, ge=1, description="score only the rollouts of every N-th version, for models whose versions cannot all be loaded; the others are counted as skipped_by_stride")
     settle_seconds: float = Field(5.0, ge=0, description="how long an unmarked folder must stay unchanged, seconds")
     version_regex: str = Field("(.+)", description="how a folder's name gives the version label the engine reports: group 1, e.g. step_(.+)")
     poll_seconds: float = Field(2.0, gt=0, description="how often the folders are looked at, seconds")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 
 from collector.errors import Unavailable
@@ -22,21 +22,29 @@ class ShadowViews:
 
     The older-weights views are predictions fixed before the data: "stale_weights" is the version published just
     before the generating one, "stale_prefix_cache" its KV for the cached prefix, ":4" the KV of four versions back: a cache
-    that is never reset ages with every update.
+    that is never reset ages with every update. With [weights] every = N "before" means the version kept before, N updates ago.
     """
 
-    def __init__(self, scorer: ShadowScorer, shelf: WeightShelf, *, refresh: Callable[[], object]) -> None:
-        self.scorer, self.shelf, self._refresh = scorer, shelf, refresh
+    def __init__(self, scorer: ShadowScorer, shelf: WeightShelf, *, refresh: Callable[[], object],
+                 strided: Container[str] = frozenset()) -> None:
+        self.scorer, self.shelf, self._refresh, self._strided = scorer, shelf, refresh, strided
+
+    def skipped(self, rollout: Rollout) -> bool:
+        """Did only versions generate it that [weights] every leaves out?"""
+        return bool(rollout.weight_versions) and all(span.version in self._strided for span in rollout.weight_versions)
 
     def can_score(self, rollout: Rollout) -> bool:
-        """Is every version of this rollout on the shelf (loaded or loadable)? Unknown versions never are."""
+        """Is every version of this rollout on the shelf (loaded or loadable), or left out on purpose? Else it may still come."""
         wanted = {span.version for span in rollout.weight_versions}
         if not wanted:
             return bool(self.shelf.versions())
-        if wanted <= set(self.shelf.versions()):
+        if self._settled(wanted):
             return True
         self._refresh()
-        return wanted <= set(self.shelf.versions())
+        return self._settled(wanted)
+
+    def _settled(self, wanted: set[str]) -> bool:
+        return {version for version in wanted if version not in self._strided} <= set(self.shelf.versions())
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """One Score a rollout, in order."""

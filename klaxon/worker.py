@@ -19,7 +19,7 @@ import numpy as np
 
 from collector.errors import InputError, KlaxonError
 from collector.records import Rollout, Score, SliceStats
-from collector.sampler import TwoCoinSampler
+from collector.sampler import Draw, TwoCoinSampler
 from collector.signals import slice_stats, trainer_score
 from collector.sources.file_tail import RolloutTail
 from collector.sources.inbox import TapInbox
@@ -51,11 +51,12 @@ class Worker(threading.Thread):
 
     def __init__(self, config: Config, *, inbox: TapInbox, builder: BatchBuilder, builder_lock: threading.Lock,
                  views: ShadowViews | None, refuse: Callable[[InputError], None],
-                 file_rollouts: Callable[[int, list[tuple[Rollout, Score]]], None], clock: Callable[[], float] = time.time) -> None:
+                 file_rollouts: Callable[[int, list[tuple[Rollout, Score]]], None], note: Callable[[Rollout], None] = lambda _: None,
+                 clock: Callable[[], float] = time.time) -> None:
         super().__init__(name="klaxon-worker", daemon=True)
         self.config, self.inbox, self.views, self.clock = config, inbox, views, clock
         self.builder, self.builder_lock = builder, builder_lock
-        self.refuse, self.file_rollouts = refuse, file_rollouts
+        self.refuse, self.file_rollouts, self._note = refuse, file_rollouts, note
         self.sampler = TwoCoinSampler(config.sampler)
         self.tails = [RolloutTail(path) for path in config.sources.files]
         self._contexts = Contexts()
@@ -67,6 +68,7 @@ class Worker(threading.Thread):
         self.trainer_logprobs_seen = False
         self.longest_gap_seconds = 0.0
         self.newest_version: str | None = None  # weight label of the newest rollout
+        self.replica_versions: dict[str, tuple[str, float]] = {}  # replica → (label of its newest rollout, when it came)
         self.busy_since: float | None = None  # when the group in hand was taken; None = idle
         self._waiting: deque[tuple[float, Rollout]] = deque()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -109,6 +111,9 @@ class Worker(threading.Thread):
         if self.last_rollout_at is not None:
             self.longest_gap_seconds = max(self.longest_gap_seconds, now - self.last_rollout_at)
         self.last_rollout_at = now
+        for rollout in arrived:
+            if rollout.weight_versions:
+                self.replica_versions[rollout.replica] = rollout.weight_versions[-1].version, now
         newest = max(arrived, key=lambda rollout: rollout.finished_at or 0.0)
         if newest.weight_versions:
             self.newest_version = newest.weight_versions[-1].version
@@ -155,7 +160,7 @@ class Worker(threading.Thread):
         return due
 
     def _file(self, group: list[Rollout], now: float) -> None:
-        draws = [self.sampler.draw(rollout, now=now) for rollout in group]
+        draws = [self._draw(rollout, now) for rollout in group]
         kept = [draw.rollout for draw in draws if draw.rollout is not None]
         self.busy_since, started = now, time.perf_counter()
         scores = self._score(kept)
@@ -170,6 +175,15 @@ class Worker(threading.Thread):
                     scored[t].append((draw.rollout, score))
         for t, pairs in scored.items():
             self.file_rollouts(t, pairs)
+
+    def _draw(self, rollout: Rollout, now: float) -> Draw:
+        """Flip the coins, unless the stride leaves the rollout's weights out: it must not eat the budget of the others."""
+        self._note(rollout)
+        if self.views is not None and self.views.skipped(rollout):
+            self.counts["skipped_by_stride"] += 1
+            self.counts["tokens_skipped_by_stride"] += rollout.n_tokens
+            return Draw(rollout=None, base=False, hinted=False)
+        return self.sampler.draw(rollout, now=now)
 
     def _score(self, kept: list[Rollout]) -> dict[str, Score]:
         if self.views is not None:

@@ -139,12 +139,19 @@ class ShadowModel:
 
 def model_shelf(config: ShadowConfig, known: Iterable[WeightVersion] = ()) -> WeightShelf[ShadowModel]:
     """A shelf that holds `config.versions_held` ShadowModels and refills the one it evicts."""
-    def load(version: WeightVersion, evicted: ShadowModel | None) -> ShadowModel:
-        if evicted is not None and evicted.refill(version.path):
-            return evicted
-        return ShadowModel.load(version.path, config)
+    return WeightShelf(lambda version, evicted: load_version(version, evicted, config), versions_held=config.versions_held,
+                       known=known)
 
-    return WeightShelf(load, versions_held=config.versions_held, known=known)
+
+def load_version(version: WeightVersion, evicted: ShadowModel | None, config: ShadowConfig) -> ShadowModel:
+    """What a shelf does to hold a version: refill what it evicts where that fits, else load.
+
+    Raises:
+        Unavailable: it cannot be loaded; the text says why.
+    """
+    if evicted is not None and evicted.refill(version.path):
+        return evicted
+    return ShadowModel.load(version.path, config)
 
 
 def pick_device(name: str) -> torch.device:

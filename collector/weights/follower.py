@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import re
-from collections import Counter
+import threading
+from collections import Counter, deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class WeightFollower:
     """Polls folders and turns complete ones into WeightVersions, each once; a rewritten folder counts as new.
 
     `pending` says why a folder is not believed yet. `counts`: believed, announced, vanished, announcements_dropped.
+    Thread-safe: an announcement only queues, the files are looked at by whoever polls.
     """
 
     def __init__(self, config: WeightsConfig) -> None:
@@ -40,24 +42,31 @@ class WeightFollower:
         self.counts: Counter[str] = Counter()
         self._folders: dict[str, _Folder] = {}
         self._regex = re.compile(config.version_regex)
+        self._announced: deque[tuple[str, str, float]] = deque()
+        self._lock = threading.Lock()
 
     def announce(self, *, version: str, path: str | Path, at: float) -> None:
         """The trainer says `version` lies at `path`; it is believed at the first poll that finds it whole."""
-        key = str(Path(path))
-        if key not in self._folders and len(self.pending) >= MAX_PENDING:
+        if len(self.pending) + len(self._announced) >= MAX_PENDING:
             self.counts["announcements_dropped"] += 1
             return
         self.counts["announced"] += 1
+        self._announced.append((str(Path(path)), version, at))
+
+    def _take_announced(self, key: str, version: str, at: float) -> None:
         digest = self._folders[key].digest if key in self._folders and self._folders[key].version == version else ""
         self._folders[key] = _Folder(version=version, announced_at=at, digest=digest)
         self.pending.setdefault(key, "announced, not looked at yet")
 
     def poll(self, now: float) -> tuple[WeightVersion, ...]:
         """Versions believed since the last poll, by time of publication."""
-        for key, version in self._matching().items():
-            self._folders.setdefault(key, _Folder(version=version, announced_at=None))
-        new = [found for key in list(self._folders) if (found := self._look(key, now)) is not None]
-        self.counts["believed"] += len(new)
+        with self._lock:
+            while self._announced:
+                self._take_announced(*self._announced.popleft())
+            for key, version in self._matching().items():
+                self._folders.setdefault(key, _Folder(version=version, announced_at=None))
+            new = [found for key in list(self._folders) if (found := self._look(key, now)) is not None]
+            self.counts["believed"] += len(new)
         return tuple(sorted(new, key=lambda version: version.published_at))
 
     def _matching(self) -> dict[str, str]:

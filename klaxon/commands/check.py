@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import time
@@ -20,6 +19,7 @@ from klaxon.client import get_json
 from klaxon.config import Config, load_config
 from klaxon.live import TIER_BLIND
 from klaxon.probe import EngineProbe
+from klaxon.shadow import why_no_shadow
 
 MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]", "off": "[dim]–[/]"}
 
@@ -52,7 +52,7 @@ def examine(config: Config) -> Iterator[Finding]:
     """Every part in the order data flow through it."""
     status = _daemon_status(config)
     yield from (_folder(config), _daemon(config, status), _engine(config), _tap(config, status),
-                _trainer(config), _weights(config), _shadow(config))
+                _trainer(config), _weights(config, status), _shadow(config))
     yield from _receivers(config)
 
 
@@ -117,9 +117,9 @@ def _trainer(config: Config) -> Finding:
     return Finding(part="trainer", state="ok", text=f"assumes T = {config.trainer.sampling.temperature:g}, {config.trainer.expected_logprobs_mode}")
 
 
-def _weights(config: Config) -> Finding:
+def _weights(config: Config, status: dict[str, Any] | None) -> Finding:
     if not config.weights.dir:
-        return Finding(part="weights", state="off", text="weights.dir is empty: no shadow (tiers 0 and 1)")
+        return _announced(config, status)
     if not Path(config.weights.dir).is_dir():
         return Finding(part="weights", state="warn", text=f"{config.weights.dir} is not there yet")
     from collector.weights.follower import WeightFollower
@@ -132,12 +132,22 @@ def _weights(config: Config) -> Finding:
     return Finding(part="weights", state="ok", text=f"{len(found)} complete versions, newest {found[-1].version}")
 
 
+def _announced(config: Config, status: dict[str, Any] | None) -> Finding:
+    """Without a folder versions come from announcements, or not at all."""
+    if not config.weights.announced or why_no_shadow(config):
+        return Finding(part="weights", state="off", text="no folder and no announcements are followed: no shadow (tiers 0 and 1)")
+    seen = (status or {}).get("weights") or {}
+    if not seen.get("versions_seen"):
+        return Finding(part="weights", state="off", text="no version announced yet: call klaxon_tap.publish_weights(model, version) in "
+                       "the trainer, or set weights.dir (docs/weights.md)")
+    pending = f"; not believed: {seen['pending'][0]}" if seen.get("pending") else ""
+    return Finding(part="weights", state="warn" if pending else "ok", text=f"{seen['versions_seen']} versions announced, newest {seen['trainer_version']}{pending}")
+
+
 def _shadow(config: Config) -> Finding:
-    if not config.weights.dir or not config.shadow.enabled:
-        return Finding(part="shadow", state="off", text="off: no second opinion on the trainer, no explanations")
-    missing = [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
-    if missing:
-        return Finding(part="shadow", state="bad", text=f"{', '.join(missing)} not installed: pip install klaxon-rl[scorer]")
+    if why := why_no_shadow(config):
+        broken = bool(config.weights.dir and config.shadow.enabled)
+        return Finding(part="shadow", state="bad" if broken else "off", text=why)
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

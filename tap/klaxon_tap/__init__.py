@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,7 @@ def push(step: int, metrics: Mapping[str, Any]) -> bool:
 def announce_weights(version: str | int, path: str) -> bool:
     """Say that `path` holds the complete weights of `version` (safetensors). False when nothing was queued."""
     try:
-        return _put({"kind": "weights", "version": str(version), "path": str(path), "at": time.time()})
+        return _put({"kind": "weights", "version": str(version), "path": os.path.abspath(path), "at": time.time()})
     except Exception as error:
         _log.warning("klaxon tap: version %r was not announced (%s: %s)", version, type(error).__name__, error)
         return False

@@ -60,7 +60,7 @@ class ShadowViews:
         return [scores[rollout.request_id] for rollout in rollouts]
 
     def _extra_passes(self, rollouts: Sequence[Rollout]) -> dict[tuple[str, tuple], list[Rollout]]:
-        order = self.shelf.versions()
+        order = self.shelf.versions() if self.shelf.capacity > 1 else []  # a big model would be loaded anew for every group
         passes: dict[tuple[str, tuple], list[Rollout]] = defaultdict(list)
         for rollout in rollouts:
             older = order[: order.index(rollout.version)] if rollout.version in order else []

@@ -18,6 +18,7 @@ from collector.errors import KlaxonError
 from klaxon.client import get_json
 from klaxon.config import Config, load_config
 from klaxon.live import TIER_BLIND
+from klaxon.planning import share
 from klaxon.probe import EngineProbe
 from klaxon.shadow import why_no_shadow
 
@@ -53,6 +54,7 @@ def examine(config: Config) -> Iterator[Finding]:
     status = _daemon_status(config)
     yield from (_folder(config), _daemon(config, status), _engine(config), _tap(config, status),
                 _trainer(config), _weights(config, status), _shadow(config))
+    yield from _coverage(config, status)
     yield from _receivers(config)
 
 
@@ -152,6 +154,20 @@ def _shadow(config: Config) -> Finding:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return Finding(part="shadow", state="ok", text=f"{config.shadow.body_dtype} body, {config.shadow.head_dtype} head, on {device}")
+
+
+def _coverage(config: Config, status: dict[str, Any] | None) -> Iterator[Finding]:
+    """What the budget allows of what the engine makes, once there is something to count."""
+    counts = (status or {}).get("counts") or {}
+    if status is None or not counts.get("tokens_seen"):
+        return
+    made = 60 * counts["tokens_seen"] / max(1.0, status["now"] - status["started_at"])
+    budget, every = config.sampler.tokens_per_minute, config.weights.every
+    text = (f"{share(status['scorer']['coverage'] or 0.0)} of {counts['tokens_seen']:,} tokens scored; the engine makes {made:,.0f} a minute, "
+            f"[sampler] tokens_per_minute = {budget:,} allows {share(min(1.0, budget / made))}")
+    if every > 1:
+        text += f", [weights] every = {every} skipped {counts.get('skipped_by_stride', 0):,} rollouts"
+    yield Finding(part="coverage", state="ok" if status["scorer"]["coverage"] else "warn", text=text)
 
 
 def _receivers(config: Config) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from collector.errors import InputError, Unavailable
 from collector.records import WeightVersion
 from collector.sources.file_tail import JsonLinesTail
-from collector.weights.checkpoint import inspect
+from collector.weights.layouts import look
 from collector.weights.ledger import VersionLedger, known_version
 from klaxon.config import Config
 from klaxon.shadow import open_shadow, why_no_shadow
@@ -59,7 +59,7 @@ class TrainerSide:
         if self.shadow is None:
             raise InputError(f"version {version} cannot be scored: {why_no_shadow(self.config)}")
         try:
-            found = inspect(path, version=version)
+            found = look(path, version=version, config=self.config.weights)
         except OSError as error:
             raise Unavailable(f"{path}: cannot be read on Klaxon's machine ({error.strerror})") from None
         self.take_weights(message)

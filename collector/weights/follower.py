@@ -12,7 +12,8 @@ from pathlib import Path
 from collector.config import WeightsConfig
 from collector.errors import Unavailable
 from collector.records import WeightVersion
-from collector.weights.checkpoint import fingerprint, inspect
+from collector.weights.checkpoint import fingerprint
+from collector.weights.layouts import label_of, layout_of, look
 
 MAX_PENDING = 1000
 
@@ -41,7 +42,8 @@ class WeightFollower:
         self.pending: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self._folders: dict[str, _Folder] = {}
-        self._regex = re.compile(config.version_regex)
+        self.layout = layout_of(config)
+        self._regex = re.compile(self.layout.version_regex)
         self._announced: deque[tuple[str, str, float]] = deque()
         self._lock = threading.Lock()
 
@@ -76,9 +78,9 @@ class WeightFollower:
         pattern = self.config.dir if glob.has_magic(self.config.dir) else str(Path(self.config.dir) / "*")
         found = {}
         for name in glob.glob(pattern):
-            match = self._regex.fullmatch(Path(name).name)
-            if match and match[1] and Path(name).is_dir() and not _is_alias(Path(name)):
-                found[str(Path(name))] = match[1]
+            label = label_of(Path(name).name, self._regex)
+            if label and Path(name).is_dir() and not _is_alias(Path(name)):
+                found[str(Path(name))] = label
         return found
 
     def _look(self, key: str, now: float) -> WeightVersion | None:
@@ -97,7 +99,7 @@ class WeightFollower:
             return None
         try:
             self._check_settled(folder, seen, now)
-            version = inspect(folder, version=seen.version, marker=self.config.marker)
+            version = look(folder, version=seen.version, config=self.config)
         except (Unavailable, OSError) as reason:
             self.pending[key] = str(reason)
             return None
@@ -114,14 +116,15 @@ class WeightFollower:
         Raises:
             Unavailable: not yet.
         """
-        if seen.announced_at is not None or (self.config.marker and (folder / self.config.marker).exists()):
+        markers = self.layout.markers
+        if seen.announced_at is not None or any((folder / marker).exists() for marker in markers):
             return
-        if not self.config.accept_unmarked:
-            raise Unavailable(f"{folder}: no {self.config.marker or 'marker'} file yet")
+        if not self.layout.unmarked:
+            raise Unavailable(f"{folder}: no {markers[0]} file yet")
         quiet = now - seen.unchanged_since
         if quiet < self.config.settle_seconds:
-            inspect(folder, version=seen.version, marker=self.config.marker)
-            raise Unavailable(f"{folder}: whole, but without {self.config.marker or 'a marker'}; "
+            look(folder, version=seen.version, config=self.config)
+            raise Unavailable(f"{folder}: whole, but without {markers[0]}; "
                               f"waiting until it has been unchanged for {self.config.settle_seconds:g} s")
 
     def _forget(self, key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import time
@@ -122,7 +123,7 @@ def _trainer(config: Config) -> Finding:
 def _weights(config: Config, status: dict[str, Any] | None) -> Finding:
     if not config.weights.dir:
         return _announced(config, status)
-    if not Path(config.weights.dir).is_dir():
+    if not glob.has_magic(config.weights.dir) and not Path(config.weights.dir).is_dir():
         return Finding(part="weights", state="warn", text=f"{config.weights.dir} is not there yet")
     from collector.weights.follower import WeightFollower
 
@@ -130,7 +131,8 @@ def _weights(config: Config, status: dict[str, Any] | None) -> Finding:
     found = follower.poll(time.time())
     if not found:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(follower.pending.items())[:2]) or "the folder is empty"
-        return Finding(part="weights", state="warn", text=f"no complete version in {config.weights.dir} ({reasons})")
+        return Finding(part="weights", state="warn", text=f"no complete version in {config.weights.dir} ({reasons}); "
+                       f"layout {config.weights.layout}: {follower.layout.note}")
     return Finding(part="weights", state="ok", text=f"{len(found)} complete versions, newest {found[-1].version}")
 
 

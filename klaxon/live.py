@@ -131,6 +131,11 @@ class Live:
         unscored, seen = daemon.worker.counts["unscored"], daemon.worker.counts["seen"]
         if unscored:
             spots.append(f"{unscored} of {seen} rollouts could not be scored (weights not available, or refused)")
+        if strided := daemon.worker.counts["skipped_by_stride"]:
+            spots.append(f"{strided} of {seen} rollouts come from versions that are not scored ([weights] every = {daemon.config.weights.every})")
+        unknown = daemon.trainer.ledger.figures()["unknown_share"]
+        if unknown and daemon.trainer.ledger.published():
+            spots.append(f"the weights of {unknown:.0%} of the last rollouts: their version is unknown or was never published")
         if dropped := daemon.taps.dropped():
             spots.append(f"{dropped} rollouts dropped inside the engine's tap")
         if silent := daemon.taps.without_logprobs():

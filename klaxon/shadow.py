@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -33,15 +34,18 @@ class Shadow:
         self.published: list[WeightVersion] = []  # every version believed so far, oldest first
         self.strided: OrderedDict[str, None] = OrderedDict()  # labels [weights] every leaves out
         self._scorer: ShadowScorer | None = None
+        self._lock = threading.Lock()  # the scheduler polls, and the worker when a rollout names a version it does not know
 
     def refresh(self) -> tuple[WeightVersion, ...]:
         """Poll the follower; what is new goes on the shelf (every N-th version of it) and is returned."""
-        new = self.follower.poll(time.time())
-        if new:
-            self._believed(new)
+        with self._lock:
+            new = self.follower.poll(time.time())
+            if new:
+                self._believed(new)
+            kept_versions = {version.version for version in new if self._keep(version)}
+            self.published.extend(new)
         for version in new:
-            kept = self._keep(version)
-            self.published.append(version)
+            kept = version.version in kept_versions
             text = f"weight version {version.version} published" + ("" if kept else ", not scored ([weights] every)")
             self.say("weights", text, {"version": version.version})
         return new

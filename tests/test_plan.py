@@ -12,7 +12,9 @@ from collector.records import BatchStats
 from detectors.bank import Bank
 from detectors.config import DetectorsConfig
 from klaxon import planning, planning_faults
+from klaxon.commands.check import _coverage
 from klaxon.commands.plan import work_out
+from klaxon.config import parse_config
 from klaxon.planning import Run
 from klaxon.planning_faults import batches, delay, typical
 
@@ -136,3 +138,13 @@ def test_a_wrong_option_is_one_clear_line(arguments, reason):
     ended = run(*arguments)
     assert ended.returncode == 2 and reason in ended.stderr and "Traceback" not in ended.stderr
     assert ConfigError.__name__ not in ended.stderr
+
+
+def test_check_says_what_the_budget_allows_of_what_the_engine_makes():
+    """120,000 tokens in 4 minutes are 30,000 a minute; a budget of 3,000 allows a tenth."""
+    config = parse_config({"sampler": {"tokens_per_minute": 3000}, "weights": {"every": 4}}, where="test")
+    status = {"now": 1240.0, "started_at": 1000.0, "counts": {"tokens_seen": 120_000, "skipped_by_stride": 31}, "scorer": {"coverage": 0.052}}
+    (finding,) = _coverage(config, status)
+    assert finding.text == ("5.2 % of 120,000 tokens scored; the engine makes 30,000 a minute, [sampler] tokens_per_minute = 3,000 allows 10 %, "
+                            "[weights] every = 4 skipped 31 rollouts")
+    assert list(_coverage(config, None)) == [] == list(_coverage(config, {"counts": {}}))

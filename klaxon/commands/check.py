@@ -53,9 +53,10 @@ def check(config: Annotated[str, typer.Option("--config", "-c", help="The run's 
 def examine(config: Config) -> Iterator[Finding]:
     """Every part in the order data flow through it."""
     status = _daemon_status(config)
-    yield from (_folder(config), _daemon(config, status), _engine(config), _tap(config, status),
-                _trainer(config), _weights(config, status), _shadow(config))
-    yield from _coverage(config, status)
+    own = _own(config, status)
+    yield from (_folder(config), _daemon(config, status), _engine(config), _tap(config, own),
+                _trainer(config), _weights(config, own), _shadow(config))
+    yield from _coverage(config, own)
     yield from _receivers(config)
 
 
@@ -64,6 +65,11 @@ def _daemon_status(config: Config) -> dict[str, Any] | None:
         return get_json(f"http://{config.daemon.host}:{config.daemon.port}", "/v1/status")
     except KlaxonError:
         return None
+
+
+def _own(config: Config, status: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The status, unless another run's daemon answered."""
+    return status if status is not None and status["run"] == config.run.name else None
 
 
 def _folder(config: Config) -> Finding:
@@ -188,7 +194,7 @@ def _receivers(config: Config) -> Iterator[Finding]:
 def _tier(config: Config, findings: list[Finding]) -> tuple[int, float | None]:
     """The tier this config reaches, and the running daemon's coverage (scored share of tokens), None when not running."""
     states = {item.part: item.state for item in findings}
-    status = _daemon_status(config)
+    status = _own(config, _daemon_status(config))
     coverage = status["scorer"]["coverage"] if status else None
     if states.get("weights") in ("ok", "warn") and states.get("shadow") == "ok":
         return 2, coverage

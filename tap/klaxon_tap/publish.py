@@ -118,7 +118,7 @@ def snapshot(model: Any) -> dict[str, Any]:
         if not isinstance(tensor, torch.Tensor):
             continue
         _check(name, tensor)
-        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
+        place = (str(tensor.device), tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()))
         if tensor.numel() and place in seen:
             continue
         seen.add(place)

@@ -75,7 +75,8 @@ class Daemon:
                                watermark_seconds=config.daemon.watermark_seconds, first_t=first_t)
         self.worker = Worker(config, inbox=self.inbox, builder=builder, builder_lock=lock,
                              views=self._views() if config.weights.dir else None, refuse=self.ingest.refuse,
-                             file_rollouts=self.store.append_rollouts, note=self.trainer.ledger.note)
+                             file_rollouts=self.store.append_rollouts, note=self.trainer.ledger.note,
+                             opening=lambda: self.shadow is not None and bool(self.shadow.published))
         self.diagnostician = Diagnostician(config, worker=self.worker, shadow=self.shadow, taps=self.taps,
                                            alerts=self.alerts, say=self.say)
         self.live = Live(self)

@@ -51,12 +51,12 @@ class Worker(threading.Thread):
 
     def __init__(self, config: Config, *, inbox: TapInbox, builder: BatchBuilder, builder_lock: threading.Lock,
                  views: ShadowViews | None, refuse: Callable[[InputError], None],
-                 file_rollouts: Callable[[int, list[tuple[Rollout, Score]]], None], note: Callable[[Rollout], None] = lambda _: None,
+                 file_rollouts: Callable[[int, list[tuple[Rollout, Score]]], None], note: Callable[[Rollout], None] = lambda _: None, opening: Callable[[], bool] = lambda: False,
                  clock: Callable[[], float] = time.time) -> None:
         super().__init__(name="klaxon-worker", daemon=True)
         self.config, self.inbox, self.views, self.clock = config, inbox, views, clock
         self.builder, self.builder_lock = builder, builder_lock
-        self.refuse, self.file_rollouts, self._note = refuse, file_rollouts, note
+        self.refuse, self.file_rollouts, self._note, self._opening = refuse, file_rollouts, note, opening
         self.sampler = TwoCoinSampler(config.sampler)
         self.tails = [RolloutTail(path) for path in config.sources.files]
         self._contexts = Contexts()
@@ -145,8 +145,8 @@ class Worker(threading.Thread):
                        expected_logprobs_mode=trainer.expected_logprobs_mode)
 
     def _known_version(self, rollout: Rollout, now: float) -> bool:
-        """False while the rollout waits for its weights to appear on disk, at most VERSION_PATIENCE_SECONDS."""
-        if self.views is None or self.views.can_score(rollout):
+        """False while the rollout waits for its weights to appear on disk, or for tier 2 to open, at most VERSION_PATIENCE_SECONDS."""
+        if not self._opening() if self.views is None else self.views.can_score(rollout):
             return True
         if now - (rollout.finished_at or now) > VERSION_PATIENCE_SECONDS or len(self._waiting) >= self.inbox.capacity:
             return True

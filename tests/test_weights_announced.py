@@ -60,6 +60,18 @@ def test_an_announcement_alone_opens_tier_2_and_its_rollouts_are_scored(daemon, 
     assert klaxon.live.status()["weights"]["rollout_lag"] == {"lag_min": 0, "lag_mean": 0, "lag_max": 0, "rollouts": 1, "unknown_share": 0.0}
 
 
+def test_rollouts_wait_while_the_scorers_libraries_are_imported(daemon, tmp_path):
+    klaxon, http = daemon()
+    http.post("/v1/weights", json={"version": "1", "path": str(save(tmp_path / "w1", 1))})
+    klaxon.trainer.poll_weights()
+    feed(klaxon, http, rollout("1"))
+    assert klaxon.worker.counts["seen"] == 0, "believed, but the scorer is not there yet"
+    klaxon._poll_weights()
+    time.sleep(1.1)
+    feed(klaxon, http)
+    assert klaxon.worker.counts["tokens_scored"] == 3
+
+
 def test_the_ingest_message_does_the_same_as_the_endpoint(daemon, tmp_path):
     klaxon, http = daemon()
     http.post("/v1/ingest", content=json.dumps({"kind": "weights", "version": 7, "path": str(save(tmp_path / "w7", 1))}))

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from collector.limits import PRESETS, Algorithm, Limits
 
 BodyDtype = Literal["bfloat16", "float16", "float32", "float64"]
+LayoutName = Literal["auto", "marker", "prime-rl", "hf-checkpoint", "slime", "areal", "lora"]
 HeadDtype = Literal["float32", "bfloat16", "float16", "float64"]
 Range = tuple[float, float]
 
@@ -48,11 +49,15 @@ class WeightsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    dir: str = Field("", description="folder whose sub-folders are weight versions, or a glob of them, e.g. runs/r1/weights/step_*; empty = no shadow (tiers 0 and 1)")
-    marker: str = Field("COMPLETE", description="file the trainer writes last; a folder with it is believed once its safetensors are whole")
-    accept_unmarked: bool = Field(True, description="also believe a folder without the marker once its safetensors are whole and unchanged for settle_seconds")
+    dir: str = Field("", description="folder whose sub-folders are weight versions, or a glob of them, e.g. runs/r1/weights/step_*; empty = announced versions only")
+    announced: bool = Field(True, description="take versions the trainer announces (klaxon_tap.announce_weights, POST /v1/weights), with or without dir; they alone open tier 2 where the scorer is installed")
+    layout: LayoutName = Field("auto", description="how the versions lie there (docs/weights.md): auto, marker, prime-rl, hf-checkpoint, slime, areal, lora")
+    base: str = Field("", description="folder of the base model, where the versions are LoRA adapters: they are merged onto it when loaded")
+    marker: str = Field("", description="file the trainer writes last; a folder with it is believed once its safetensors are whole; empty = the layout's")
+    accept_unmarked: bool = Field(True, description="also believe a folder without the marker once its safetensors are whole and unchanged for settle_seconds (prime-rl: never)")
+    every: int = Field(1, ge=1, description="score only the rollouts of every N-th version, for models whose versions cannot all be loaded; the others are counted as skipped_by_stride")
     settle_seconds: float = Field(5.0, ge=0, description="how long an unmarked folder must stay unchanged, seconds")
-    version_regex: str = Field("(.+)", description="how a folder's name gives the version label the engine reports: group 1, e.g. step_(.+)")
+    version_regex: str = Field("", description="how a folder's name gives the version label the engine reports: group 1, e.g. step_(.+); empty = the layout's")
     poll_seconds: float = Field(2.0, gt=0, description="how often the folders are looked at, seconds")
 
     @field_validator("version_regex")
@@ -62,7 +67,7 @@ class WeightsConfig(BaseModel):
             groups = re.compile(value).groups
         except re.error as error:
             raise ValueError(f"not a regular expression: {error}") from None
-        if groups < 1:
+        if value and groups < 1:
             raise ValueError("needs one group in parentheses: the version label, e.g. step_(.+)")
         return value
 

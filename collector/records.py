@@ -118,6 +118,7 @@ class WeightVersion:
     path: str  # folder with config.json and *.safetensors
     published_at: float  # UTC seconds
     digest: str  # blake2b over file names, sizes and tensor headers + a sample of the data (hex)
+    base: str = ""  # of an adapter: the folder of the model it is merged onto
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

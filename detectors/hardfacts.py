@@ -57,7 +57,8 @@ class Observation:
     expects_rollouts: bool = True  # False: paused on purpose, or the run has ended
     last_rollout_at: float | None = None
     longest_rollout_gap_seconds: float = 0.0  # longest wait between two rollouts so far
-    published: tuple[tuple[str, str], ...] = ()  # (version label, digest), oldest first
+    published: tuple[tuple[str, str], ...] = ()  # (version label, digest), oldest first; digest "" = announced, not seen
+    versions: Mapping[str, str] = field(default_factory=dict)  # replica → weight label of its latest rollout, where it sends any
     oldest_unscored_at: float | None = None  # when the oldest rollout now waiting for a score came in; None = none waits
 
 
@@ -89,16 +90,17 @@ def _of_batch(batch: BatchStats, config: FactsConfig) -> Iterator[Fact]:
 
 
 def _of_weights(seen: Observation, config: FactsConfig) -> Iterator[Fact]:
-    latest = seen.published[-config.same_digest_versions:]
+    latest = [(label, digest) for label, digest in seen.published if digest][-config.same_digest_versions:]
     labels, digests = {label for label, _ in latest}, {digest for _, digest in latest}
     if len(labels) == config.same_digest_versions and len(digests) == 1:
         text = f"Versions {latest[0][0]} to {latest[-1][0]} carry the same weights: the label moved, the weights did not."
         yield Fact(name="label_moved_weights_same", text=text, at=seen.now)
     newer_than = {label: len(seen.published) - 1 - i for i, (label, _) in enumerate(seen.published)}
-    for replica, engine in sorted(seen.engines.items()):
-        behind = newer_than.get(engine.version or "", 0)
+    versions = {replica: engine.version for replica, engine in seen.engines.items()} | dict(seen.versions)
+    for replica, version in sorted(versions.items()):
+        behind = newer_than.get(version or "", 0)
         if behind >= config.weights_still_versions:
-            text = f"{replica} still generates with version {engine.version}; the trainer has published {behind} newer ones."
+            text = f"{replica} still generates with version {version}; the trainer has published {behind} newer ones."
             yield Fact(name="weights_never_move", text=text, slice={"replica": replica}, at=seen.now)
 
 

@@ -26,6 +26,8 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "klaxon_scorer_backlog_rollouts": ("rollouts waiting for the scorer", ("scorer", "backlog")),
     "klaxon_scorer_coverage_ratio": ("share of the sampled tokens that were scored, 0 to 1", ("scorer", "coverage")),
     "klaxon_weight_lag_versions": ("versions the engine is behind the trainer", ("weights", "lag")),
+    "klaxon_rollout_lag_versions": ("mean lag of the last rollouts behind the newest published version", ("weights", "rollout_lag", "lag_mean")),
+    "klaxon_unknown_version_ratio": ("share of the last rollouts whose weight version is unknown or unpublished", ("weights", "rollout_lag", "unknown_share")),
     "klaxon_store_bytes": ("bytes of the store on disk", ("storage", "bytes")),
 }
 """Name → (help, path in the status object). A value that is unknown is left out."""

@@ -32,7 +32,7 @@ from klaxon.diagnose_task import Diagnostician
 from klaxon.ingest import Ingest, ingest_router
 from klaxon.live import Live
 from klaxon.probe import EngineProbe
-from klaxon.shadow import Shadow, open_shadow
+from klaxon.shadow import Shadow
 from klaxon.taps import TapBook
 from klaxon.trainer_side import TrainerSide
 from klaxon.watch import Hooks, Watch
@@ -63,8 +63,8 @@ class Daemon:
         self.taps = TapBook(self.say)
         self.probe = EngineProbe(config.engine.url, self.say)
         self.inbox = TapInbox(config.sources.inbox_rollouts)
-        self.shadow: Shadow | None = open_shadow(config, self.say)
-        self.trainer = TrainerSide(config, self.store, self.shadow, self.say)
+        self.trainer = TrainerSide(config, self.store, self.say)
+        self.shadow: Shadow | None = self.trainer.shadow
         self.ingest = Ingest(self.inbox, {"heartbeat": self._heartbeat, "metrics": self.trainer.take_metrics,
                                           "weights": self.trainer.take_weights, "event": self._event,
                                           "trainer_logprobs": self._trainer_logprobs})
@@ -77,8 +77,9 @@ class Daemon:
         builder = BatchBuilder(started_at=self.started_at, batch_seconds=config.daemon.batch_seconds,
                                watermark_seconds=config.daemon.watermark_seconds, first_t=first_t)
         self.worker = Worker(config, inbox=self.inbox, builder=builder, builder_lock=lock,
-                             views=self._views(), refuse=self.ingest.refuse,
-                             file_rollouts=self.store.append_rollouts)
+                             views=self._views() if config.weights.dir else None, refuse=self.ingest.refuse,
+                             file_rollouts=self.store.append_rollouts, note=self.trainer.ledger.note,
+                             opening=lambda: self.shadow is not None and bool(self.shadow.published))
         self.diagnostician = Diagnostician(config, worker=self.worker, shadow=self.shadow, taps=self.taps,
                                            alerts=self.alerts, say=self.say)
         self.canary = Canary(config.engine.url, config.canary, config.trainer.sampling.sampling(),
@@ -90,7 +91,7 @@ class Daemon:
                            alerts=self.alerts, hooks=hooks, clock=time.time)
         self.api: FastAPI = build_api(self.store, self.live)
         self.token = read_token(config)
-        self.api.include_router(ingest_router(self.ingest, token=self.token))
+        self.api.include_router(ingest_router(self.ingest, token=self.token, weights=self.trainer.take_checked_weights))
         self.socket = Path(config.daemon.socket or folder / "klaxon.sock")
 
     def _views(self) -> ShadowViews | None:
@@ -98,7 +99,14 @@ class Daemon:
             return None
         from klaxon.shadow_views import ShadowViews  # imports torch: tier 2 only
 
-        return ShadowViews(self.shadow.scorer, self.shadow.shelf, refresh=self.shadow.refresh)
+        return ShadowViews(self.shadow.scorer, self.shadow.shelf, refresh=self.shadow.refresh, strided=self.shadow.strided)
+
+    def _poll_weights(self) -> None:
+        """Take new versions; the first one that is announced where no folder is configured opens tier 2."""
+        self.trainer.poll_weights()
+        if self.worker.views is None and self.shadow is not None and self.shadow.published:
+            self.worker.open_views(self._views())
+            self.say("daemon", "tier 2 is open: the first announced weights are whole", {})
 
     def _replay(self) -> int:
         """Take up the evidence where the last daemon of this run left it; returns the next batch number."""
@@ -154,7 +162,7 @@ class Daemon:
             if self.config.canary.prompts:
                 chores.append(("canary", self.canary.sing, self.config.canary.every_seconds))
         if self.shadow is not None:
-            chores.append(("weights", self.trainer.poll_weights, self.config.weights.poll_seconds))
+            chores.append(("weights", self._poll_weights, self.config.weights.poll_seconds))
         return chores
 
 

@@ -11,7 +11,7 @@ from collector.errors import KlaxonError
 
 COMMANDS = {
     "run": "klaxon.commands.run", "demo": "klaxon.commands.demo", "look": "klaxon.commands.look",
-    "check": "klaxon.commands.check", "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
+    "check": "klaxon.commands.check", "plan": "klaxon.commands.plan", "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
     "export": "klaxon.commands.export", "status": "klaxon.commands.status",
     "proxy": "klaxon.commands.proxy",
 }

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from collector.errors import InputError
+from collector.errors import InputError, KlaxonError
 from collector.sources.inbox import TapInbox
 from collector.sources.rollout_json import parse_rollout
 
@@ -81,20 +82,41 @@ class Ingest:
             raise InputError(f"a {kind} message cannot be read ({type(error).__name__}: {error})", where=where) from None
 
 
-def ingest_router(ingest: Ingest, *, token: str | None) -> APIRouter:
-    """The endpoint; 401 without the token, 429 with Retry-After when the inbox is full, else 202."""
+def ingest_router(ingest: Ingest, *, token: str | None,
+                  weights: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> APIRouter:
+    """POST /v1/ingest: 401 without the token, 429 with Retry-After when the inbox is full, else 202.
+    POST /v1/weights {"version", "path"} where `weights` takes it: 202, or 422 with the reason its folder is not believed."""
     router = APIRouter()
+
+    def unauthorised(request: Request) -> Response | None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not token or hmac.compare_digest(given.encode(), token.encode()):
+            return None
+        ingest.counts["unauthorised"] += 1
+        return JSONResponse({"error": "bad or missing token: set KLAXON_TOKEN on the tap"}, status_code=401)
 
     @router.post("/v1/ingest")
     async def post(request: Request) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if token and not hmac.compare_digest(given.encode(), token.encode()):
-            ingest.counts["unauthorised"] += 1
-            return JSONResponse({"error": "bad or missing token: set KLAXON_TOKEN on the tap"}, status_code=401)
+        if (refusal := unauthorised(request)) is not None:
+            return refusal
         sender = request.client.host if request.client else "socket"
         taken = ingest.take(await request.body(), sender=sender)
         if taken is None:
             return JSONResponse({"error": "the inbox is full; wait"}, status_code=429, headers={"Retry-After": "1"})
         return JSONResponse({"accepted": taken[0], "refused": taken[1]}, status_code=202)
+
+    @router.post("/v1/weights")
+    async def announce(request: Request) -> Response:
+        if (refusal := unauthorised(request)) is not None:
+            return refusal
+        try:
+            message = json.loads(await request.body())
+            if weights is None:
+                raise InputError("this daemon takes no weights")
+            return JSONResponse(await run_in_threadpool(weights, message), status_code=202)
+        except (ValueError, RecursionError) as error:
+            return JSONResponse({"error": f"not JSON ({error})"}, status_code=422)
+        except KlaxonError as error:
+            return JSONResponse({"error": str(error)}, status_code=422)
 
     return router

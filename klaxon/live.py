@@ -69,15 +69,16 @@ class Live:
         """What the hard facts judge beyond a batch."""
         daemon = self._daemon
         engines = {}
-        heard = daemon.taps.last_heard()
+        heard, patience = daemon.taps.last_heard(), daemon.config.detectors.facts.no_rollouts_seconds
+        versions = {replica: label for replica, (label, at) in list(daemon.worker.replica_versions.items()) if now - at < patience}
         if daemon.config.engine.url:
             engines[daemon.config.engine.url] = EngineSeen(
                 reachable_since=daemon.probe.reachable_since, reachable_at=daemon.probe.reachable_at,
-                heartbeat_at=heard, version=daemon.worker.newest_version, expects_tap=daemon.config.sources.tap)
-        published = tuple((v.version, v.digest) for v in daemon.shadow.published) if daemon.shadow else ()
+                heartbeat_at=heard, version=None if versions else daemon.probe.facts.get("weight_version"),
+                expects_tap=daemon.config.sources.tap)
         return Observation(
             now=now, started_at=daemon.started_at, engines=engines, last_rollout_at=daemon.worker.last_rollout_at,
-            longest_rollout_gap_seconds=daemon.worker.longest_gap_seconds, published=published,
+            longest_rollout_gap_seconds=daemon.worker.longest_gap_seconds, published=daemon.trainer.ledger.published(), versions=versions,
             oldest_unscored_at=daemon.worker.busy_since)
 
     def _verdict(self, now: float) -> tuple[str, str]:
@@ -101,7 +102,7 @@ class Live:
         worker, shadow = self._daemon.worker, self._daemon.shadow
         scored, seen = worker.counts["tokens_scored"], worker.counts["tokens_seen"]
         return {
-            "state": "off" if shadow is None else "on", "device": shadow.device if shadow else None,
+            "state": "off" if worker.views is None else "on", "device": shadow.device if shadow else None,
             "tokens_per_second": scored / worker.busy_seconds if worker.busy_seconds else None,
             "backlog": len(worker.inbox), "last_scored_at": worker.last_scored_at,
             "coverage": scored / seen if seen else None,
@@ -109,14 +110,15 @@ class Live:
 
     def _weights(self) -> dict[str, Any]:
         daemon = self._daemon
-        if daemon.shadow is None:
-            return {"trainer_version": daemon.trainer.announced, "engine_version": daemon.worker.newest_version}
-        versions = daemon.shadow.shelf.versions()
-        engine = daemon.worker.newest_version
+        ledger, engine = daemon.trainer.ledger, daemon.worker.newest_version
+        versions = [label for label, _ in ledger.published()]
         lag = len(versions) - 1 - versions.index(engine) if engine in versions else None
-        return {"trainer_version": versions[-1] if versions else None, "engine_version": engine, "lag": lag,
-                "versions_seen": len(daemon.shadow.published),
-                "pending": [f"{name}: {why}" for name, why in daemon.shadow.follower.pending.items()]}
+        found = {"trainer_version": versions[-1] if versions else None, "engine_version": engine, "lag": lag,
+                 "engine_label": daemon.probe.facts.get("weight_version"), "versions_seen": len(versions),
+                 "rollout_lag": ledger.figures(), "every": daemon.config.weights.every, "pending": []}
+        if daemon.shadow is not None:
+            found["pending"] = [f"{name}: {why}" for name, why in list(daemon.shadow.follower.pending.items())]
+        return found
 
     def _counts(self) -> dict[str, int]:
         daemon = self._daemon
@@ -135,6 +137,11 @@ class Live:
             spots.append(f"{silent} of {seen} rollouts the trainer has said nothing about (yet)")
         if moved := daemon.worker.counts["trainer_moved_on"]:
             spots.append(f"{moved} rollouts the trainer recomputed with newer weights: staleness and mismatch are mixed there")
+        if strided := daemon.worker.counts["skipped_by_stride"]:
+            spots.append(f"{strided} of {seen} rollouts come from versions that are not scored ([weights] every = {daemon.config.weights.every})")
+        unknown = daemon.trainer.ledger.figures()["unknown_share"]
+        if unknown and daemon.trainer.ledger.published():
+            spots.append(f"the weights of {unknown:.0%} of the last rollouts: their version is unknown or was never published")
         if dropped := daemon.taps.dropped():
             spots.append(f"{dropped} rollouts dropped inside the engine's tap")
         if silent := daemon.taps.without_logprobs():

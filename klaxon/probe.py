@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+from collector.weights.ledger import known_version
+
 Say = Callable[[str, str, dict[str, Any]], None]
 TIMEOUT_SECONDS = 3.0
 
@@ -32,6 +34,7 @@ class EngineProbe:
             with httpx.Client(base_url=self.url, timeout=TIMEOUT_SECONDS, trust_env=False) as client:
                 client.get("/health").raise_for_status()
                 version = _json(client, "/version").get("version")
+                label = known_version(_json(client, "/weight_info").get("weight_version"))  # dev mode: a label, not the weights
                 info = _json(client, "/server_info", config_format="json") if not self.facts else {}
         except httpx.HTTPError as error:
             if not self._down and self.reachable_at is not None:
@@ -43,7 +46,7 @@ class EngineProbe:
                 self._say("engine_up", f"engine {self.url} answers again (vLLM {version})", {})
             self._down, self.reachable_at = False, now
             self.reachable_since = self.reachable_since or now
-            self.facts = {**self.facts, **_settings(info), "version": version}
+            self.facts = {**self.facts, **_settings(info), "version": version, "weight_version": label}
         return True
 
 

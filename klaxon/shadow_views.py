@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 
 from collector.errors import Unavailable
@@ -24,21 +24,30 @@ class ShadowViews:
 
     The older-weights views are predictions fixed before the data: "stale_weights" is the version published just
     before the generating one, "stale_prefix_cache" its KV for the cached prefix, ":4" the KV of four versions back: a cache
-    that is never reset ages with every update. "newest:L" is the newest published version, L versions later: staleness.
+    that is never reset ages with every update. With [weights] every = N "before" means the version kept before, N updates ago.
+    "newest:L" is the newest published version, L versions later: staleness.
     """
 
-    def __init__(self, scorer: ShadowScorer, shelf: WeightShelf, *, refresh: Callable[[], object]) -> None:
-        self.scorer, self.shelf, self._refresh = scorer, shelf, refresh
+    def __init__(self, scorer: ShadowScorer, shelf: WeightShelf, *, refresh: Callable[[], object],
+                 strided: Container[str] = frozenset()) -> None:
+        self.scorer, self.shelf, self._refresh, self._strided = scorer, shelf, refresh, strided
+
+    def skipped(self, rollout: Rollout) -> bool:
+        """Did only versions generate it that [weights] every leaves out?"""
+        return bool(rollout.weight_versions) and all(span.version in self._strided for span in rollout.weight_versions)
 
     def can_score(self, rollout: Rollout) -> bool:
-        """Is every version of this rollout on the shelf (loaded or loadable)? Unknown versions never are."""
+        """Is every version of this rollout on the shelf (loaded or loadable), or left out on purpose? Else it may still come."""
         wanted = {span.version for span in rollout.weight_versions}
         if not wanted:
             return bool(self.shelf.versions())
-        if wanted <= set(self.shelf.versions()):
+        if self._settled(wanted):
             return True
         self._refresh()
-        return wanted <= set(self.shelf.versions())
+        return self._settled(wanted)
+
+    def _settled(self, wanted: set[str]) -> bool:
+        return {version for version in wanted if version not in self._strided} <= set(self.shelf.versions())
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """One Score a rollout, in order."""
@@ -59,7 +68,7 @@ class ShadowViews:
         return int.from_bytes(prompt) < self.scorer.config.staleness_share * 2**64
 
     def _extra_passes(self, rollouts: Sequence[Rollout]) -> dict[tuple[str, tuple], list[Rollout]]:
-        order = self.shelf.versions()
+        order = self.shelf.versions() if self.shelf.capacity > 1 else []  # a big model would be loaded anew for every group
         passes: dict[tuple[str, tuple], list[Rollout]] = defaultdict(list)
         for rollout in rollouts:
             older = order[: order.index(rollout.version)] if rollout.version in order else []

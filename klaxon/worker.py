@@ -50,12 +50,13 @@ class Worker(threading.Thread):
 
     def __init__(self, config: Config, *, inbox: TapInbox, builder: BatchBuilder, builder_lock: threading.Lock,
                  views: ShadowViews | None, refuse: Callable[[InputError], None],
-                 file_rollouts: Callable[[int, list[tuple[Rollout, Score]]], None], clock: Callable[[], float] = time.time) -> None:
+                 file_rollouts: Callable[[int, list[tuple[Rollout, Score]]], None], note: Callable[[Rollout], None] = lambda _: None, opening: Callable[[], bool] = lambda: False,
+                 clock: Callable[[], float] = time.time) -> None:
         super().__init__(name="klaxon-worker", daemon=True)
         self.config, self.inbox, self.views, self.clock = config, inbox, views, clock
         self.builder_lock = builder_lock
         self.filing = Filing(config, builder, has_shadow=views is not None)
-        self.refuse, self.file_rollouts = refuse, file_rollouts
+        self.refuse, self.file_rollouts, self._note, self._opening = refuse, file_rollouts, note, opening
         self.sampler = TwoCoinSampler(config.sampler)
         self.tails = [_tail(source) for source in config.sources.tailed]
         self.trainer_tails = [TrainerTail(path) for path in config.sources.trainer_files]
@@ -65,6 +66,7 @@ class Worker(threading.Thread):
         self.last_rollout_at: float | None = None
         self.longest_gap_seconds = 0.0
         self.newest_version: str | None = None  # weight label of the newest rollout
+        self.replica_versions: dict[str, tuple[str, float]] = {}  # replica → (label of its newest rollout, when it came)
         self.busy_since: float | None = None  # when the group in hand was taken; None = idle
         self._waiting: deque[tuple[float, Rollout]] = deque()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -73,6 +75,10 @@ class Worker(threading.Thread):
     def submit(self, task: Callable[[], None]) -> None:
         """Run `task` on the working thread, between two groups of rollouts."""
         self._tasks.put(task)
+
+    def open_views(self, views: ShadowViews) -> None:
+        """Tier 2 opens: from now on rollouts are scored."""
+        self.views, self.filing.has_shadow = views, True
 
     @property
     def counts(self) -> Counter[str]:
@@ -116,9 +122,9 @@ class Worker(threading.Thread):
     def step(self) -> bool:
         """Handle one group of rollouts; False when there was nothing to do."""
         now = self.clock()
-        arrived = self._arrivals()
-        ready = [self._assume(rollout) for rollout in arrived] + self._due(now)
-        if own := [rollout for rollout in ready if rollout.traffic != "canary"]:
+        arrived = [self._assume(rollout) for rollout in self._arrivals()]
+        ready = arrived + self._due(now)
+        if own := [rollout for rollout in arrived if rollout.traffic != "canary"]:
             self._note_arrival(own, now)
         if ready:
             self._file([rollout for rollout in ready if self._known_version(rollout, now)], now)
@@ -129,6 +135,9 @@ class Worker(threading.Thread):
         if self.last_rollout_at is not None:
             self.longest_gap_seconds = max(self.longest_gap_seconds, now - self.last_rollout_at)
         self.last_rollout_at = now
+        for rollout in arrived:
+            if rollout.weight_versions:
+                self.replica_versions[rollout.replica] = rollout.weight_versions[-1].version, now
         newest = max(arrived, key=lambda rollout: rollout.finished_at or 0.0)
         if newest.weight_versions:
             self.newest_version = newest.weight_versions[-1].version
@@ -165,8 +174,8 @@ class Worker(threading.Thread):
                        expected_logprobs_mode=trainer.expected_logprobs_mode)
 
     def _known_version(self, rollout: Rollout, now: float) -> bool:
-        """False while the rollout waits for its weights to appear on disk, at most VERSION_PATIENCE_SECONDS."""
-        if self.views is None or self.views.can_score(rollout):
+        """False while the rollout waits for its weights to appear on disk, or for tier 2 to open, at most VERSION_PATIENCE_SECONDS."""
+        if not self._opening() if self.views is None else self.views.can_score(rollout):
             return True
         if now - (rollout.finished_at or now) > VERSION_PATIENCE_SECONDS or len(self._waiting) >= self.inbox.capacity:
             return True
@@ -227,9 +236,14 @@ class Worker(threading.Thread):
             self.last_scored_at = now
 
     def _draw(self, rollout: Rollout, now: float) -> Draw:
-        """The two coins; without a scorer there is no budget to keep, and every rollout is compared."""
+        """Flip the coins. Without a scorer there is no budget to keep; weights the stride leaves out must not eat the others'."""
+        self._note(rollout)
         if self.views is None:
             return Draw(rollout=rollout, base=rollout.base_coin, hinted=False)
+        if self.views.skipped(rollout):
+            self.counts["skipped_by_stride"] += 1
+            self.counts["tokens_skipped_by_stride"] += rollout.n_tokens
+            return Draw(rollout=None, base=False, hinted=False)
         return self.sampler.draw(rollout, now=now)
 
     def _score(self, kept: list[Rollout]) -> dict[str, Score]:

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from collector.config import ShadowConfig
 from collector.errors import ConfigError, Unavailable
 from collector.records import WeightVersion
+from collector.shadow.lora import LoraMerge
 from collector.weights.shelf import WeightShelf
 
 _PROBE_TOKENS = (0, 1, 2)
@@ -39,19 +40,19 @@ class ShadowModel:
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
 
     @classmethod
-    def load(cls, path: str | Path, config: ShadowConfig) -> ShadowModel:
-        """Load a Hugging Face folder: safetensors only, no remote code, no network.
+    def load(cls, path: str | Path, config: ShadowConfig, *, base: str = "") -> ShadowModel:
+        """Load a Hugging Face folder: safetensors only, no remote code, no network. With `base` the folder is a LoRA adapter.
 
         Raises:
             Unavailable: the folder is gone, incomplete, not a causal language model, or its head is not understood.
         """
         folder, device = Path(path), pick_device(config.device)
         body_dtype, head_dtype = getattr(torch, config.body_dtype), getattr(torch, config.head_dtype)
-        model = _from_pretrained(folder, body_dtype)
+        model, adapter = _read(folder, body_dtype, base)
         head = model.get_output_embeddings()
         if head is None:
             raise Unavailable(f"{folder} has no language-model head")
-        stored_VH = _head_weight(model, folder)
+        stored_VH = _head_weight(model, Path(base or folder), adapter)
         if device.type == "cpu" and body_dtype is torch.bfloat16 and _rounded(config):
             _round_linears(model.base_model)
         for parameter in model.parameters():
@@ -65,7 +66,7 @@ class ShadowModel:
         shadow._verify_head(folder)
         return shadow
 
-    def refill(self, path: str | Path) -> bool:
+    def refill(self, path: str | Path, *, base: str = "") -> bool:
         """Take over another version's weights in place; False when it is another architecture (nothing changed).
 
         Six times faster than a fresh load on a CPU, where new memory pages cost more than the copy.
@@ -74,7 +75,7 @@ class ShadowModel:
             Unavailable: as load; the model may then be half filled and must be thrown away.
         """
         folder = Path(path)
-        source = _from_pretrained(folder, "auto")
+        source, adapter = _read(folder, self._model.dtype if base else "auto", base)  # a merge rounds once, as in load
         own, new = dict(self._model.named_parameters()), dict(source.named_parameters())
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in new.items()} or _other(source, self._model):
             return False
@@ -82,7 +83,7 @@ class ShadowModel:
         for name, parameter in own.items():
             parameter.data.copy_(new[name].data.to(body_dtype))
         if self._head_VH.data_ptr() != self._model.get_output_embeddings().weight.data_ptr():
-            self._head_VH.copy_(_stored_head(_head_weight(source, folder), self._head_dtype))
+            self._head_VH.copy_(_stored_head(_head_weight(source, Path(base or folder), adapter), self._head_dtype))
         if self._head_bias_V is not None:
             self._head_bias_V.copy_(source.get_output_embeddings().bias.data)
         self._verify_head(folder)
@@ -139,12 +140,19 @@ class ShadowModel:
 
 def model_shelf(config: ShadowConfig, known: Iterable[WeightVersion] = ()) -> WeightShelf[ShadowModel]:
     """A shelf that holds `config.versions_held` ShadowModels and refills the one it evicts."""
-    def load(version: WeightVersion, evicted: ShadowModel | None) -> ShadowModel:
-        if evicted is not None and evicted.refill(version.path):
-            return evicted
-        return ShadowModel.load(version.path, config)
+    return WeightShelf(lambda version, evicted: load_version(version, evicted, config), versions_held=config.versions_held,
+                       known=known)
 
-    return WeightShelf(load, versions_held=config.versions_held, known=known)
+
+def load_version(version: WeightVersion, evicted: ShadowModel | None, config: ShadowConfig) -> ShadowModel:
+    """What a shelf does to hold a version: refill what it evicts where that fits, else load.
+
+    Raises:
+        Unavailable: it cannot be loaded; the text says why.
+    """
+    if evicted is not None and evicted.refill(version.path, base=version.base):
+        return evicted
+    return ShadowModel.load(version.path, config, base=version.base)
 
 
 def pick_device(name: str) -> torch.device:
@@ -193,6 +201,15 @@ def _round_linears(body: nn.Module) -> None:
                 setattr(module, name, RoundedLinear(child))
 
 
+def _read(folder: Path, dtype: torch.dtype | str, base: str) -> tuple[Any, LoraMerge | None]:
+    """The model of a folder, or of its base with the folder's adapter merged in."""
+    if not base:
+        return _from_pretrained(folder, dtype), None
+    model, adapter = _from_pretrained(Path(base), dtype), LoraMerge(folder)
+    adapter.into(model)
+    return model, adapter
+
+
 def _from_pretrained(folder: Path, dtype: torch.dtype | str) -> Any:
     if not (folder / "config.json").is_file():
         raise Unavailable(f"{folder} is no model folder: it has no config.json")
@@ -212,14 +229,15 @@ def _from_pretrained(folder: Path, dtype: torch.dtype | str) -> Any:
     return model.eval()
 
 
-def _head_weight(model: Any, folder: Path) -> Tensor:
+def _head_weight(model: Any, folder: Path, adapter: LoraMerge | None = None) -> Tensor:
     """The head [V, H] as the checkpoint has it: the body's dtype must not round a float32 head."""
     target = model.get_output_embeddings().weight
     names = {name for name, p in model.named_parameters(remove_duplicate=False) if p is target}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in sorted(names & set(tensors.keys())):
-                return tensors.get_tensor(name)
+                stored_VH = tensors.get_tensor(name)
+                return adapter.merged(name.removesuffix(".weight"), stored_VH) if adapter else stored_VH
     return target.detach()
 
 

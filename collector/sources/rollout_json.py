@@ -18,6 +18,7 @@ from collector.errors import InputError
 from collector.records import LogprobsMode, Rollout, Sampling, Traffic, WeightSpan
 from collector.sources.fields import choice, flag, integer, logprobs, mask, nats, number, text, token_ids
 from collector.sources.lines import json_lines
+from collector.weights.ledger import known_version
 
 SCHEMA = 1
 _REQUIRED = ("prompt_token_ids", "token_ids", "logprobs")
@@ -157,7 +158,8 @@ def _spans(obj: Mapping[str, Any], n_tokens: int) -> tuple[WeightSpan, ...]:
         if not (isinstance(row, list) and len(row) == 3 and type(row[0]) is int and type(row[1]) is int
                 and 0 <= row[0] <= row[1] <= n_tokens):
             raise InputError(f"{row!r} is not [start, end, version] within 0…{n_tokens}", field="weight_versions")
-        spans.append(WeightSpan(start=row[0], end=row[1], version=str(row[2])))
+        if known_version(row[2]) is not None:
+            spans.append(WeightSpan(start=row[0], end=row[1], version=str(row[2])))
     return tuple(spans)
 
 

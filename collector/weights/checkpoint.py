@@ -7,22 +7,26 @@ import json
 import os
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from collector.errors import Unavailable
 from collector.records import WeightVersion
+from collector.weights.adapter import TENSORS, is_adapter, read_adapter
 
 _MAX_HEADER_BYTES = 100 << 20
 _SAMPLES, _SAMPLE_BYTES = 256, 4096  # per file: enough to see an update that moves one bfloat16 weight in a thousand
 _SHARD = re.compile(r"-\d+-of-(\d+)\.safetensors$")
 
 
-def inspect(path: str | Path, *, version: str | None = None, marker: str = "COMPLETE") -> WeightVersion:
+def inspect(path: str | Path, *, version: str | None = None, markers: Sequence[str] = ("COMPLETE",), kind: str = "any",
+            base: str = "") -> WeightVersion:
     """Believe a checkpoint folder, or say why not. `version` defaults to the folder's name.
 
     Whole means: config.json parses, every safetensors file is exactly as long as its header says, and every file the
-    index (or the shard numbering) names is there. published_at is the marker's time, else the newest file's.
+    index (or the shard numbering) names is there. published_at is the marker's time, else the newest file's. An adapter
+    (kind "adapter", or "any" where there is nothing else) must be of a kind that can be merged onto `base`.
 
     Raises:
         Unavailable: missing, half-written or damaged; the text names the file.
@@ -30,13 +34,48 @@ def inspect(path: str | Path, *, version: str | None = None, marker: str = "COMP
     folder = Path(path)
     if not folder.is_dir():
         raise Unavailable(f"{folder}: no such folder")
-    _read_json(folder / "config.json")
-    files = _files(folder)
+    adapter = kind == "adapter" or (kind == "any" and is_adapter(folder))
+    if adapter:
+        extra = _check_adapter(folder, base)
+        files = [folder / TENSORS]
+    else:
+        _refuse_sharded(folder)
+        _read_json(folder / "config.json")
+        extra, files = "", _files(folder)
     headers = {file.name: _header(file) for file in files}
-    marked = folder / marker if marker else folder
-    stamp = marked if marker and marked.exists() else max(files, key=lambda file: file.stat().st_mtime)
-    return WeightVersion(version=version if version is not None else folder.name, path=str(folder),
-                         published_at=stamp.stat().st_mtime, digest=_digest(files, headers))
+    stamp = next((folder / name for name in markers if (folder / name).exists()), max(files, key=lambda file: file.stat().st_mtime))
+    return WeightVersion(version=version if version is not None else folder.name, path=str(folder), base=base if adapter else "",
+                         published_at=stamp.stat().st_mtime, digest=_digest(files, headers, extra))
+
+
+def _check_adapter(folder: Path, base: str) -> str:
+    """Settings that are part of what the weights are; raises Unavailable where it cannot be merged."""
+    adapter = read_adapter(folder)
+    if not base:
+        raise Unavailable(f"{folder}: is a LoRA adapter: set [weights] base to the folder of the model it was trained on")
+    if not (Path(base) / "config.json").is_file():
+        raise Unavailable(f"{base}: [weights] base is no model folder: it has no config.json")
+    if not (folder / TENSORS).is_file():
+        raise Unavailable(f"{folder}: no {TENSORS} yet")
+    return json.dumps([adapter.r, adapter.alpha, adapter.rank_stabilised, adapter.ranks, adapter.alphas], sort_keys=True)
+
+
+def _refuse_sharded(folder: Path) -> None:
+    """Checkpoints in pieces per rank hold no tensors anybody else can read: say which command makes them whole."""
+    if any(folder.glob("*.safetensors")):
+        return
+    out = f"{folder}-whole"
+    for pattern, command in (
+        ("pytorch_model_fsdp_*", "accelerate merge-weights {found} {out}"),
+        ("zero_to_fp32.py", "python {found} {folder} {out} --safe_serialization"),
+        ("model_world_size_*_rank_*.pt", "python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir {out}"),
+        ("common.pt", "your framework's Megatron converter, e.g. slime's tools/convert_torch_dist_to_hf.py --input-dir {folder} --output-dir {out}"),
+        ("**/*.distcp", "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {parent} {out}.pt, then save its tensors as safetensors"),
+        (".metadata", "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} {out}.pt, then save its tensors as safetensors"),
+    ):
+        if found := next(iter(sorted(folder.glob(pattern))), None):
+            hint = command.format(found=found, parent=found.parent, folder=folder, out=out)
+            raise Unavailable(f"{folder}: a sharded checkpoint ({found.name}), not one model: {hint}; or let the trainer call klaxon_tap.publish_weights")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -85,9 +124,9 @@ def _header(file: Path) -> dict[str, Any]:
     return {"start": 8 + length, "size": end, "tensors": tensors}
 
 
-def _digest(files: list[Path], headers: dict[str, dict[str, Any]]) -> str:
+def _digest(files: list[Path], headers: dict[str, dict[str, Any]], extra: str = "") -> str:
     """blake2b over names, tensor headers and evenly spaced samples of the data; equal weights, equal digest."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(extra.encode(), digest_size=16)
     for file in files:
         header = headers[file.name]
         digest.update(json.dumps([file.name, header["size"], header["tensors"]], sort_keys=True).encode())

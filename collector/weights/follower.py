@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import glob
 import re
-from collections import Counter
+import threading
+from collections import Counter, deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from collector.config import WeightsConfig
 from collector.errors import Unavailable
 from collector.records import WeightVersion
-from collector.weights.checkpoint import fingerprint, inspect
+from collector.weights.checkpoint import fingerprint
+from collector.weights.layouts import label_of, layout_of, look
 
 MAX_PENDING = 1000
 
@@ -32,6 +34,7 @@ class WeightFollower:
     """Polls folders and turns complete ones into WeightVersions, each once; a rewritten folder counts as new.
 
     `pending` says why a folder is not believed yet. `counts`: believed, announced, vanished, announcements_dropped.
+    Thread-safe: an announcement only queues, the files are looked at by whoever polls.
     """
 
     def __init__(self, config: WeightsConfig) -> None:
@@ -39,25 +42,33 @@ class WeightFollower:
         self.pending: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self._folders: dict[str, _Folder] = {}
-        self._regex = re.compile(config.version_regex)
+        self.layout = layout_of(config)
+        self._regex = re.compile(self.layout.version_regex)
+        self._announced: deque[tuple[str, str, float]] = deque()
+        self._lock = threading.Lock()
 
     def announce(self, *, version: str, path: str | Path, at: float) -> None:
         """The trainer says `version` lies at `path`; it is believed at the first poll that finds it whole."""
-        key = str(Path(path))
-        if key not in self._folders and len(self.pending) >= MAX_PENDING:
+        if len(self.pending) + len(self._announced) >= MAX_PENDING:
             self.counts["announcements_dropped"] += 1
             return
         self.counts["announced"] += 1
+        self._announced.append((str(Path(path)), version, at))
+
+    def _take_announced(self, key: str, version: str, at: float) -> None:
         digest = self._folders[key].digest if key in self._folders and self._folders[key].version == version else ""
         self._folders[key] = _Folder(version=version, announced_at=at, digest=digest)
         self.pending.setdefault(key, "announced, not looked at yet")
 
     def poll(self, now: float) -> tuple[WeightVersion, ...]:
         """Versions believed since the last poll, by time of publication."""
-        for key, version in self._matching().items():
-            self._folders.setdefault(key, _Folder(version=version, announced_at=None))
-        new = [found for key in list(self._folders) if (found := self._look(key, now)) is not None]
-        self.counts["believed"] += len(new)
+        with self._lock:
+            while self._announced:
+                self._take_announced(*self._announced.popleft())
+            for key, version in self._matching().items():
+                self._folders.setdefault(key, _Folder(version=version, announced_at=None))
+            new = [found for key in list(self._folders) if (found := self._look(key, now)) is not None]
+            self.counts["believed"] += len(new)
         return tuple(sorted(new, key=lambda version: version.published_at))
 
     def _matching(self) -> dict[str, str]:
@@ -67,9 +78,9 @@ class WeightFollower:
         pattern = self.config.dir if glob.has_magic(self.config.dir) else str(Path(self.config.dir) / "*")
         found = {}
         for name in glob.glob(pattern):
-            match = self._regex.fullmatch(Path(name).name)
-            if match and match[1] and Path(name).is_dir() and not _is_alias(Path(name)):
-                found[str(Path(name))] = match[1]
+            label = label_of(Path(name).name, self._regex)
+            if label and Path(name).is_dir() and not _is_alias(Path(name)):
+                found[str(Path(name))] = label
         return found
 
     def _look(self, key: str, now: float) -> WeightVersion | None:
@@ -88,7 +99,7 @@ class WeightFollower:
             return None
         try:
             self._check_settled(folder, seen, now)
-            version = inspect(folder, version=seen.version, marker=self.config.marker)
+            version = look(folder, version=seen.version, config=self.config)
         except (Unavailable, OSError) as reason:
             self.pending[key] = str(reason)
             return None
@@ -105,14 +116,15 @@ class WeightFollower:
         Raises:
             Unavailable: not yet.
         """
-        if seen.announced_at is not None or (self.config.marker and (folder / self.config.marker).exists()):
+        markers = self.layout.markers
+        if seen.announced_at is not None or any((folder / marker).exists() for marker in markers):
             return
-        if not self.config.accept_unmarked:
-            raise Unavailable(f"{folder}: no {self.config.marker or 'marker'} file yet")
+        if not self.layout.unmarked:
+            raise Unavailable(f"{folder}: no {markers[0]} file yet")
         quiet = now - seen.unchanged_since
         if quiet < self.config.settle_seconds:
-            inspect(folder, version=seen.version, marker=self.config.marker)
-            raise Unavailable(f"{folder}: whole, but without {self.config.marker or 'a marker'}; "
+            look(folder, version=seen.version, config=self.config)
+            raise Unavailable(f"{folder}: whole, but without {markers[0]}; "
                               f"waiting until it has been unchanged for {self.config.settle_seconds:g} s")
 
     def _forget(self, key: str) -> None:

@@ -72,6 +72,11 @@ class WeightShelf(Generic[Loaded]):
         with self._index_lock:
             return self._known.get(version)
 
+    @property
+    def capacity(self) -> int:
+        """How many versions it keeps loaded."""
+        return self._held
+
     def versions(self) -> list[str]:
         """Version names, in the order they were added (the oldest first)."""
         with self._index_lock:

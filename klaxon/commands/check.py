@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import glob
 import json
 import os
 import time
@@ -21,7 +21,9 @@ from collector.sources.metrics.source import MetricsRow
 from klaxon.client import get_json
 from klaxon.config import Config, load_config
 from klaxon.live import TIER_BLIND
+from klaxon.planning import share
 from klaxon.probe import EngineProbe
+from klaxon.shadow import why_no_shadow
 
 MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]", "off": "[dim]–[/]"}
 
@@ -53,8 +55,10 @@ def check(config: Annotated[str, typer.Option("--config", "-c", help="The run's 
 def examine(config: Config) -> Iterator[Finding]:
     """Every part in the order data flow through it."""
     status = _daemon_status(config)
-    yield from (_folder(config), _daemon(config, status), _engine(config), _tap(config, status),
-                _trainer(config), _metrics(config), _weights(config), _shadow(config))
+    own = _own(config, status)
+    yield from (_folder(config), _daemon(config, status), _engine(config), _tap(config, own),
+                _trainer(config), _metrics(config), _weights(config, own), _shadow(config))
+    yield from _coverage(config, own)
     yield from _receivers(config)
 
 
@@ -63,6 +67,11 @@ def _daemon_status(config: Config) -> dict[str, Any] | None:
         return get_json(f"http://{config.daemon.host}:{config.daemon.port}", "/v1/status")
     except KlaxonError:
         return None
+
+
+def _own(config: Config, status: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The status, unless another run's daemon answered."""
+    return status if status is not None and status["run"] == config.run.name else None
 
 
 def _folder(config: Config) -> Finding:
@@ -152,10 +161,10 @@ def _metrics(config: Config) -> Finding:
     return Finding(part="metrics", state="ok", text=", ".join(f"{name}: {found} rows" for name, found in rows.items()))
 
 
-def _weights(config: Config) -> Finding:
+def _weights(config: Config, status: dict[str, Any] | None) -> Finding:
     if not config.weights.dir:
-        return Finding(part="weights", state="off", text="weights.dir is empty: no shadow (tiers 0 and 1)")
-    if not Path(config.weights.dir).is_dir():
+        return _announced(config, status)
+    if not glob.has_magic(config.weights.dir) and not Path(config.weights.dir).is_dir():
         return Finding(part="weights", state="warn", text=f"{config.weights.dir} is not there yet")
     from collector.weights.follower import WeightFollower
 
@@ -163,20 +172,45 @@ def _weights(config: Config) -> Finding:
     found = follower.poll(time.time())
     if not found:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(follower.pending.items())[:2]) or "the folder is empty"
-        return Finding(part="weights", state="warn", text=f"no complete version in {config.weights.dir} ({reasons})")
+        return Finding(part="weights", state="warn", text=f"no complete version in {config.weights.dir} ({reasons}); "
+                       f"layout {config.weights.layout}: {follower.layout.note}")
     return Finding(part="weights", state="ok", text=f"{len(found)} complete versions, newest {found[-1].version}")
 
 
+def _announced(config: Config, status: dict[str, Any] | None) -> Finding:
+    """Without a folder versions come from announcements, or not at all."""
+    if not config.weights.announced or why_no_shadow(config):
+        return Finding(part="weights", state="off", text="no folder and no announcements are followed: no shadow (tiers 0 and 1)")
+    seen = (status or {}).get("weights") or {}
+    if not seen.get("versions_seen"):
+        return Finding(part="weights", state="off", text="no version announced yet: call klaxon_tap.publish_weights(model, version) in "
+                       "the trainer, or set weights.dir (docs/weights.md)")
+    pending = f"; not believed: {seen['pending'][0]}" if seen.get("pending") else ""
+    return Finding(part="weights", state="warn" if pending else "ok", text=f"{seen['versions_seen']} versions announced, newest {seen['trainer_version']}{pending}")
+
+
 def _shadow(config: Config) -> Finding:
-    if not config.weights.dir or not config.shadow.enabled:
-        return Finding(part="shadow", state="off", text="off: no second opinion on the trainer, no explanations")
-    missing = [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
-    if missing:
-        return Finding(part="shadow", state="bad", text=f"{', '.join(missing)} not installed: pip install klaxon-rl[scorer]")
+    if why := why_no_shadow(config):
+        broken = bool(config.weights.dir and config.shadow.enabled)
+        return Finding(part="shadow", state="bad" if broken else "off", text=why)
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return Finding(part="shadow", state="ok", text=f"{config.shadow.body_dtype} body, {config.shadow.head_dtype} head, on {device}")
+
+
+def _coverage(config: Config, status: dict[str, Any] | None) -> Iterator[Finding]:
+    """What the budget allows of what the engine makes, once there is something to count."""
+    counts = (status or {}).get("counts") or {}
+    if status is None or not counts.get("tokens_seen"):
+        return
+    made = 60 * counts["tokens_seen"] / max(1.0, status["now"] - status["started_at"])
+    budget, every = config.sampler.tokens_per_minute, config.weights.every
+    text = (f"{share(status['scorer']['coverage'] or 0.0)} of {counts['tokens_seen']:,} tokens scored; the engine makes {made:,.0f} a minute, "
+            f"[sampler] tokens_per_minute = {budget:,} allows {share(min(1.0, budget / made))}")
+    if every > 1:
+        text += f", [weights] every = {every} skipped {counts.get('skipped_by_stride', 0):,} rollouts"
+    yield Finding(part="coverage", state="ok" if status["scorer"]["coverage"] else "warn", text=text)
 
 
 def _receivers(config: Config) -> Iterator[Finding]:
@@ -195,7 +229,7 @@ def _receivers(config: Config) -> Iterator[Finding]:
 def _tier(config: Config, findings: list[Finding]) -> tuple[int, float | None]:
     """The tier this config reaches, and the running daemon's coverage (scored share of tokens), None when not running."""
     states = {item.part: item.state for item in findings}
-    status = _daemon_status(config)
+    status = _own(config, _daemon_status(config))
     coverage = status["scorer"]["coverage"] if status else None
     if states.get("weights") in ("ok", "warn") and states.get("shadow") == "ok":
         return 2, coverage

@@ -2,31 +2,35 @@
 
 In a trainer:
 
-    klaxon_tap.announce_weights("41", "/ckpt/41")
+    klaxon_tap.publish_weights(model, step)            # writes KLAXON_WEIGHTS_DIR/<step> in the background, then announces it
+    klaxon_tap.announce_weights("41", "/ckpt/41")      # or: the trainer has written a folder itself
     klaxon_tap.push(step, {"kl": 0.001, "clip_rate": 0.02, "reward": 0.4})
     klaxon_tap.push_logprobs(logprobs, request_id="cmpl-7", loss_mask=mask, version="41")
 
 KLAXON_URL names the daemon (unix:///run/klaxon.sock or http://host:port), KLAXON_TOKEN its token. Without KLAXON_URL
-all of them do nothing.
+nothing is sent (publish_weights still writes, for a follower of the folder).
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from klaxon_tap import settings
+from klaxon_tap.publish import Publisher
 from klaxon_tap.sender import Sender
 
 __version__ = "0.1.0"
-__all__ = ["announce_weights", "push", "push_logprobs"]
+__all__ = ["announce_weights", "publish_weights", "push", "push_logprobs"]
 
 _log = logging.getLogger("klaxon_tap")
 _sender: Sender | None = None
 _kill: settings.KillSwitch | None = None
+_publisher: Publisher | None = None
 
 
 def push(step: int, metrics: Mapping[str, Any]) -> bool:
@@ -63,10 +67,43 @@ def push_logprobs(logprobs: Any, *, request_id: str | None = None, prompt_token_
 def announce_weights(version: str | int, path: str) -> bool:
     """Say that `path` holds the complete weights of `version` (safetensors). False when nothing was queued."""
     try:
-        return _put({"kind": "weights", "version": str(version), "path": str(path), "at": time.time()})
+        return _put({"kind": "weights", "version": str(version), "path": os.path.abspath(path), "at": time.time()})
     except Exception as error:
         _log.warning("klaxon tap: version %r was not announced (%s: %s)", version, type(error).__name__, error)
         return False
+
+
+def publish_weights(model: Any, version: str | int, every: int = 1, folder: str | None = None, keep: int = 3,
+                    config: str | None = None) -> bool:
+    """Write the trainer's weights as <folder>/<version>, in the background, and announce them. True when a write began.
+
+    Blocks for the device → CPU copy only (it needs CPU memory for one copy of the weights); never raises. A call while
+    the write before still goes on is skipped and counted. Call it on every rank of a data-parallel run or on rank 0 alone:
+    rank 0 writes.
+
+    Args:
+        model: a torch module (DDP, compiled and DeepSpeed wrappers are looked through), or a full state dict.
+        version: the label the engine will report for these weights.
+        every: write each N-th call only; the others return at once.
+        folder: where versions lie; default KLAXON_WEIGHTS_DIR.
+        keep: newest versions left on disk; only folders written by this function are ever deleted.
+        config: folder to copy config.json and the tokenizer from; needed with a state dict.
+    """
+    global _publisher
+    try:
+        if not settings.KillSwitch().on():
+            return False
+        if _publisher is None:
+            _publisher = Publisher(announce_weights)
+        return _publisher.publish(model, version, every=every, folder=folder, keep=keep, config=config)
+    except Exception as error:
+        _log.warning("klaxon tap: version %r was not published (%s: %s)", version, type(error).__name__, error)
+        return False
+
+
+def _about(name: str) -> dict[str, Any]:
+    """What the trainer's heartbeat adds: its name, and what became of the weights it published."""
+    return {"engine": name} | ({"weights": dict(_publisher.counts)} if _publisher is not None else {})
 
 
 def _put(message: dict[str, Any]) -> bool:
@@ -77,7 +114,7 @@ def _put(message: dict[str, Any]) -> bool:
             return False
         name = settings.engine()
         _kill = settings.KillSwitch()
-        _sender = Sender(url, token=settings.token(), source="trainer", about=lambda: {"engine": name})
+        _sender = Sender(url, token=settings.token(), source="trainer", about=lambda: _about(name))
     return _kill is not None and _kill.on() and _sender.put(message)
 
 

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from collector.errors import InputError
 from collector.records import Rollout
-from collector.sources.trainer_logprobs import TrainerSide, content_key
+from collector.sources.trainer_logprobs import TrainerWord, content_key
 
 Extra = TypeVar("Extra")
 
@@ -38,7 +38,7 @@ class Join(Generic[Extra]):
         self._serial = 0
         self._by_id: dict[str, int] = {}
         self._by_content: dict[str, deque[int]] = defaultdict(deque)
-        self._early: deque[tuple[float, TrainerSide]] = deque()
+        self._early: deque[tuple[float, TrainerWord]] = deque()
         self.counts: Counter[str] = Counter()
 
     def remember(self, rollout: Rollout, extra: Extra) -> None:
@@ -51,7 +51,7 @@ class Join(Generic[Extra]):
         if len(self._rollouts) > self._limit:
             self._forget(*self._rollouts.popitem(last=False))
 
-    def say(self, side: TrainerSide, *, now: float) -> None:
+    def say(self, side: TrainerWord, *, now: float) -> None:
         """The trainer's word on a rollout, matched at the next `matches`."""
         self._early.append((now, side))
         if len(self._early) > self._limit:
@@ -61,7 +61,7 @@ class Join(Generic[Extra]):
     def matches(self, *, now: float) -> list[tuple[Rollout, Extra] | InputError]:
         """Every rollout the trainer has spoken of since, with its word on it; a length mismatch comes as its error."""
         found: list[tuple[Rollout, Extra] | InputError] = []
-        still: deque[tuple[float, TrainerSide]] = deque()
+        still: deque[tuple[float, TrainerWord]] = deque()
         for at, side in self._early:
             waiting = self._find(side)
             if waiting is None:
@@ -88,7 +88,7 @@ class Join(Generic[Extra]):
         """Words of the trainer without a rollout yet."""
         return len(self._early)
 
-    def _find(self, side: TrainerSide) -> _Waiting[Extra] | None:
+    def _find(self, side: TrainerWord) -> _Waiting[Extra] | None:
         serial = self._by_id.get(side.request_id) if side.request_id is not None else None
         if serial is None and side.content is not None:
             serials = self._by_content.get(side.content, ())
@@ -104,7 +104,7 @@ class Join(Generic[Extra]):
             del self._by_content[waiting.content]
 
 
-def join_all(rollouts: Sequence[Rollout], sides: Iterable[TrainerSide]) -> tuple[list[Rollout], list[InputError], Counter[str]]:
+def join_all(rollouts: Sequence[Rollout], sides: Iterable[TrainerWord]) -> tuple[list[Rollout], list[InputError], Counter[str]]:
     """Whole files joined: the rollouts in their order, what was refused, and the counts of `Join`."""
     join: Join[int] = Join(limit=len(rollouts) + 1, patience_seconds=0.0)
     for place, rollout in enumerate(rollouts):

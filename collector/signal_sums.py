@@ -32,6 +32,9 @@ FIRST_SUMS = (
 )
 """Sums of every stored record."""
 
+WEIGHTED = ("ht_tokens", "ht_d", "ht_abs_d", "ht_k3", "ht_clip", "ht_n2", "ht_a2", "ht_an")
+"""Sums over 1 / inclusion probability (Horvitz and Thompson): of tokens, d, |d|, k3, clipped tokens; and squares a rollout."""
+
 LATER_SUMS = (
     "later_tokens", "later_sequences",  # what the sums below were taken over: an older record adds 0 to both
     "k3_squared", "k3_swapped", "js", "p_k1", "abs_dp", "dp2", "abs_w1",  # over tokens
@@ -41,6 +44,7 @@ LATER_SUMS = (
     "seq_abs_mean_d", "rollout_ppl", "training_ppl", "seq_w", "seq_w2", "geo_w2",  # per sequence, each slice its share
     "seq_tis", "seq_truncated", "seq_masked", "seq_kept_w", "geo_masked", "product_masked", "seq_veto", "seq_outlier",
     "seq_k3_masked", "seq_tme_masked",
+    *WEIGHTED,
     "max_d", "min_d", "min_abs_d", "max_abs_dp", "max_seq_d", "min_seq_d", "max_seq_tme", "min_seq_tme",
 )
 """Sums a record written before they existed lacks; their means are over `later_tokens` and `later_sequences`."""
@@ -96,6 +100,16 @@ def token_sums(tokens: Tokens, inside_T: np.ndarray, limits: Limits) -> dict[str
         finite_M = entropy_M[np.isfinite(entropy_M)]
         sums |= {"entropy": math.fsum(finite_M), "entropy_tokens": float(finite_M.size)}
     return sums
+
+
+def weighted_sums(sums: dict[str, float], n_tokens: int, probability: float) -> dict[str, float]:
+    """The slice's sums as all rollouts would have them, when this one was kept with `probability`."""
+    n, sum_a = float(n_tokens), sums["abs_d"]
+    clip = sums["clip_low"] + sums["clip_high"]
+    plain = {"ht_tokens": n, "ht_d": sums["d"], "ht_abs_d": sum_a, "ht_k3": sums["k3"], "ht_clip": clip}
+    squares = {"ht_n2": n * n, "ht_a2": sum_a**2, "ht_an": sum_a * n}
+    return ({name: value / probability for name, value in plain.items()}
+            | {name: value / probability**2 for name, value in squares.items()})
 
 
 def clipped(w: np.ndarray, limits: Limits) -> tuple[np.ndarray, np.ndarray]:

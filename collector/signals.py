@@ -17,10 +17,10 @@ from collector.limits import Limits
 from collector.metric_table import METRICS
 from collector.metric_values import EDGES, PUBLIC_EDGES
 from collector.records import POPULATIONS, Rollout, Score, SliceStats
-from collector.signal_sums import SUMS, Tokens, merged_sums, per_sequence, sequence_values, token_counts, token_sums
+from collector.signal_sums import SUMS, WEIGHTED, Tokens, merged_sums, per_sequence, sequence_values, token_counts, token_sums, weighted_sums
 
 __all__ = ["EDGES", "POSITIONS", "PUBLIC_EDGES", "SUMS", "collapse", "merge", "metrics", "slice_stats", "total",
-           "trainer_score"]
+           "trainer_score", "weighted"]
 
 POSITIONS = ("0-1k", "1k-4k", "4k-16k", "16k+")
 """Buckets of a token's absolute position (prompt + index in the completion)."""
@@ -51,7 +51,7 @@ def slice_stats(rollout: Rollout, score: Score, *, limits: Limits | None = None,
         share = d_M.size / n_ok if n_ok else 0.0
         sums = token_sums(tokens, in_slice_T & tokens.ok_T, limits) | token_counts(tokens, in_slice_T)
         sums |= {name: value * share for name, value in shared.items()} | (extremes if share else {})
-        sums |= per_sequence(sums, n_ok)
+        sums |= per_sequence(sums, n_ok) | weighted_sums(sums, d_M.size, rollout.inclusion_probability)
         slices.append(_slice(rollout, position, version, cached, sums, d_M=d_M, n_sequences=share))
     return tuple(slices)
 
@@ -80,6 +80,23 @@ def merge(slices: Iterable[SliceStats]) -> tuple[SliceStats, ...]:
 def total(slices: Iterable[SliceStats], *, population: str = "served") -> SliceStats:
     """All slices of one population as one, with key ("*", "*", None, None)."""
     return _add([item for item in slices if item.population == population], "*", "*", None, None, population)
+
+
+def weighted(slices: Iterable[SliceStats]) -> dict[str, float]:
+    """What ALL rollouts would show, from those the two coins kept, each weighted by 1 / its inclusion probability.
+
+    tokens, mean_d, mean_abs_d, k3 in nats, clip_rate; mean_abs_d_se clusters by rollout and takes rollouts as drawn with
+    replacement, so it errs on the large side where most are kept. NaN without a token. Horvitz & Thompson (1952), as a ratio.
+    """
+    items = [item for item in slices if item.population in ("served", "hinted")]
+    sums = {name: math.fsum(item.sums.get(name, 0.0) for item in items) for name in WEIGHTED}
+    n = sums["ht_tokens"]
+    if not n:
+        return {"tokens": 0.0, **dict.fromkeys(("mean_d", "mean_abs_d", "mean_abs_d_se", "k3", "clip_rate"), math.nan)}
+    mean = sums["ht_abs_d"] / n
+    spread = max(sums["ht_a2"] - 2 * mean * sums["ht_an"] + mean**2 * sums["ht_n2"], 0.0)
+    return {"tokens": n, "mean_d": sums["ht_d"] / n, "mean_abs_d": mean, "mean_abs_d_se": math.sqrt(spread) / n,
+            "k3": sums["ht_k3"] / n, "clip_rate": sums["ht_clip"] / n}
 
 
 def collapse(hist: np.ndarray) -> np.ndarray:

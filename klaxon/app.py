@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from alerts.service import Alerts
 from collector.errors import ConfigError, KlaxonError, Unavailable
 from collector.sources.inbox import TapInbox
-from collector.sources.trainer_logprobs import parse_trainer_side
+from collector.sources.trainer_logprobs import parse_trainer_word
 from collector.store import Store
 from detectors.bank import Bank
 from klaxon.api import build_api
@@ -135,7 +135,7 @@ class Daemon:
         self.taps.beat(message, now=time.time())
 
     def _trainer_logprobs(self, message: dict) -> None:
-        if not self.worker.trainer_says(parse_trainer_side(message, where="trainer")):
+        if not self.worker.trainer_says(parse_trainer_word(message, where="trainer")):
             self.counts["trainer_words_dropped"] += 1
 
     def _event(self, message: dict) -> None:

@@ -15,7 +15,7 @@ from collector import populations
 from collector.errors import InputError
 from collector.join import Join
 from collector.records import Rollout, Score, SliceStats
-from collector.sources.trainer_logprobs import TrainerSide
+from collector.sources.trainer_logprobs import TrainerWord
 from detectors.contexts import Contexts
 from detectors.gains import rollout_gains
 from klaxon.batches import BatchBuilder
@@ -58,7 +58,7 @@ class Filing:
         self._add(t, slices=slices, counts=counts, gains=self._gains(arrived, kept, shadow))
         return t, judged
 
-    def hear(self, sides: Iterable[TrainerSide], *, now: float) -> tuple[list[tuple[int, Rollout, Score]], list[InputError]]:
+    def hear(self, sides: Iterable[TrainerWord], *, now: float) -> tuple[list[tuple[int, Rollout, Score]], list[InputError]]:
         """What the trainer said, joined to its rollouts and filed now: (batch, rollout, trainer's score), and what was refused."""
         for side in sides:
             self.join.say(side, now=now)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from collector.errors import InputError, Unavailable
@@ -32,6 +34,7 @@ class TrainerSide:
         self.shadow = open_shadow(config, say, believed=self._believed)
         self.sources = open_sources(config.metrics.sources, metrics_file=config.trainer.metrics_file)
         self.names = config.metrics.name_map()
+        self._stored = dict(store.query('SELECT source, max("at") FROM metrics GROUP BY source'))  # by an earlier daemon of this run
         self.counts: Counter[str] = Counter()  # polls that failed, by source
         self._silent: set[int] = set()  # sources whose failure has been told
         self.latest: dict[str, Any] = {}
@@ -39,7 +42,7 @@ class TrainerSide:
         self.refused = 0
 
     def take_metrics(self, message: dict[str, Any]) -> None:
-        """One pushed {"step", "metrics", "at"}; names whose value is no finite number are left out."""
+        """One pushed {"step", "metrics", "at"}; names whose value is no number are left out."""
         self._file(int(message["step"]), message["metrics"], float(message.get("at") or time.time()), "push")
 
     def take_weights(self, message: dict[str, Any]) -> None:
@@ -92,7 +95,7 @@ class TrainerSide:
         """Take what is new in every source; one that fails is told once, and tried again at the next poll."""
         for index, source in enumerate(self.sources):
             try:
-                self._poll(source)
+                self._poll(source, _label(source, index, self.sources))
                 self._silent.discard(index)
             except Exception as error:  # a source of the operator's own may raise anything
                 self.counts[source.name] += 1
@@ -101,13 +104,14 @@ class TrainerSide:
                     log.error("metrics source %s fails: %s", source.name, error, exc_info=not isinstance(error, Unavailable))
                     self.say("metrics_unavailable", f"metrics source {source.name}: {error}", {"source": source.name})
 
-    def _poll(self, source: MetricsSource) -> None:
+    def _poll(self, source: MetricsSource, label: str) -> None:
+        """File the new rows under the source's label; what an earlier daemon has stored is not stored again."""
         for row in source.poll(time.time()):
             if isinstance(row, InputError):
                 self.refused += 1
                 self.say("metrics_refused", str(row), {})
-            else:
-                self._file(row.step, row.values, row.at, source.name)
+            elif row.at > self._stored.get(label, -math.inf):
+                self._file(row.step, row.values, row.at, label)
 
     def _file(self, step: int, metrics: dict[str, Any], at: float, source: str) -> None:
         numbers = {name: float(value) for name, value in metrics.items()
@@ -132,3 +136,9 @@ def _announced(message: dict[str, Any]) -> tuple[str, str]:
     if not isinstance(message["path"], str) or not message["path"]:
         raise TypeError("path: a folder's name is expected")
     return version, message["path"]
+
+
+def _label(source: MetricsSource, index: int, sources: Sequence[MetricsSource]) -> str:
+    """The source's name, numbered from the second of its kind on."""
+    same = sum(other.name == source.name for other in sources[:index])
+    return f"{source.name}#{same + 1}" if same else source.name

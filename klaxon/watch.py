@@ -15,7 +15,7 @@ from typing import Any
 from alerts.service import Alerts
 from collector.errors import Unavailable
 from collector.records import POPULATIONS, BatchStats, Diagnosis, Drift, Evidence, Fact
-from collector.signals import metrics, total
+from collector.signals import metrics, total, weighted
 from collector.store import Store
 from detectors.bank import Bank
 from detectors.hardfacts import Observation, facts
@@ -126,11 +126,19 @@ class Watch(threading.Thread):
             self._clean_levels.append(metrics(whole)["mean_abs_d"])
 
     def populations(self) -> dict[str, dict[str, float]]:
-        """Tokens, mean |d| and clip rate of every population in the last batches (200 at most); those without tokens are left out."""
+        """Tokens, mean |d| and clip rate of every population in the last batches (200 at most); those without tokens are left out.
+
+        "estimate" is what all rollouts would show, weighted by the coins' probabilities.
+        """
         slices = [item for batch in list(self._recent) for item in batch.slices]
         found = {name: metrics(total(slices, population=name)) for name in POPULATIONS}
-        return {name: {"n_tokens": values["n_tokens"], "mean_abs_d": values["mean_abs_d"], "clip_rate": values["clip_rate"]}
+        kept = {name: {"n_tokens": values["n_tokens"], "mean_abs_d": values["mean_abs_d"], "clip_rate": values["clip_rate"]}
                 for name, values in found.items() if values["n_tokens"]}
+        whole = weighted(slices)
+        if whole["tokens"]:
+            kept["estimate"] = {"n_tokens": whole["tokens"], "mean_abs_d": whole["mean_abs_d"], "clip_rate": whole["clip_rate"],
+                                "mean_abs_d_se": whole["mean_abs_d_se"]}
+        return kept
 
     def _sized(self, drift: Drift) -> Drift:
         """The drift with its effect: mean |d| of the batches since the change, nats; as it is where nothing was compared."""

@@ -23,7 +23,7 @@ from collector.sources.formats import ReadOptions
 from collector.sources.formats.redis_stream import SCHEME, RedisTail
 from collector.sources.formats.tail import SourceTail
 from collector.sources.inbox import TapInbox
-from collector.sources.trainer_logprobs import TrainerSide, TrainerTail
+from collector.sources.trainer_logprobs import TrainerTail, TrainerWord
 from klaxon.batches import BatchBuilder
 from klaxon.canary import MARK
 from klaxon.config import Config
@@ -60,7 +60,7 @@ class Worker(threading.Thread):
         self.sampler = TwoCoinSampler(config.sampler)
         self.tails = [_tail(source) for source in config.sources.tailed]
         self.trainer_tails = [TrainerTail(path) for path in config.sources.trainer_files]
-        self._trainer_says: queue.Queue[TrainerSide] = queue.Queue(config.sources.inbox_rollouts)
+        self._trainer_says: queue.Queue[TrainerWord] = queue.Queue(config.sources.inbox_rollouts)
         self.busy_seconds = 0.0
         self.last_scored_at: float | None = None
         self.last_rollout_at: float | None = None
@@ -95,7 +95,7 @@ class Worker(threading.Thread):
         """Has the trainer ever told its own logprobs?"""
         return self.filing.trainer_logprobs_seen
 
-    def trainer_says(self, side: TrainerSide) -> bool:
+    def trainer_says(self, side: TrainerWord) -> bool:
         """Take the trainer's word on a rollout, from any thread; False when too many wait."""
         try:
             self._trainer_says.put_nowait(side)
@@ -200,7 +200,7 @@ class Worker(threading.Thread):
         self._store([(t, rollout, score) for t, rollout, score in compared], now)
         return bool(compared)
 
-    def _trainer_words(self) -> Iterator[TrainerSide]:
+    def _trainer_words(self) -> Iterator[TrainerWord]:
         for _ in range(self._trainer_says.qsize()):
             yield self._trainer_says.get_nowait()
         for tail in self.trainer_tails:

@@ -57,7 +57,7 @@ def test_the_config_refuses_an_unreadable_budget_by_its_key() -> None:
     [
         {"bet_fractions": (0.3, 0.96)},
         {"bet_fractions": ()},
-        {"dead_band_nats": 0.1},
+        {"bet_fractions": (0.3, 0.84)},
         {"self_bet_tilts": (0.0,)},
         {"weights": {"self_bets": 0.9}},
         {"battery": {"shifts": (5.0,)}},

@@ -19,6 +19,7 @@ from collector.sources.metrics.jsonl import JsonlMetrics
 from collector.sources.metrics.names import FRAMEWORKS, STANDARD, NameMap, detect
 from collector.sources.metrics.source import MetricsRow
 from collector.sources.metrics.wandb_log import BLOCK
+from collector.store import Store
 from klaxon.commands.check import examine
 from klaxon.config import Config
 from klaxon.trainer_side import TrainerSide
@@ -57,7 +58,7 @@ def test_json_lines_are_read_as_they_come_and_a_half_line_waits(tmp_path: Path) 
 
 def test_a_line_without_a_whole_step_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"reward": 1}\nnonsense\n{"step": 1.5}\n{"step": true}\n{"_step": 4, "_timestamp": 9, "a": {"b": 1}}\n')
+    path.write_text('{"reward": 1}\nnonsense\n{"step": 1.5}\n{"step": NaN}\n{"_step": 4, "_timestamp": 9, "a": {"b": 1}}\n')
     rows = list(JsonlMetrics(str(path)).poll(NOW))
     assert [str(row) for row in rows[:2]] == [f"{path}:1: step: a whole number is expected", str(rows[1])]
     assert all(isinstance(row, InputError) for row in rows[:4])
@@ -419,6 +420,9 @@ class Kept:
         self.rows: list[tuple] = []
         self.said: list[tuple[str, str]] = []
 
+    def query(self, sql: str) -> list[tuple]:
+        return []
+
     def append_metrics(self, step, at, values, *, source) -> None:
         self.rows.append((step, at, values, source))
 
@@ -427,7 +431,7 @@ class Kept:
 
 
 def trainer_side(kept: Kept, **sections) -> TrainerSide:
-    return TrainerSide(Config.model_validate(sections), kept, None, kept.say)
+    return TrainerSide(Config.model_validate(sections), kept, kept.say)
 
 
 def test_the_daemon_files_every_source_under_standard_names(tmp_path: Path) -> None:
@@ -437,8 +441,17 @@ def test_the_daemon_files_every_source_under_standard_names(tmp_path: Path) -> N
     side = trainer_side(kept, trainer={"metrics_file": str(tmp_path / "a.jsonl")},
                         metrics={"sources": [{"type": "jsonl", "path": str(tmp_path / "b.jsonl")}]})
     side.poll_metrics()
-    assert kept.rows == [(1, 5.0, {"reward": 0.1}, "file"), (1, 6.0, {"kl": 0.5, "perf/mfu": 0.3}, "file")]
+    assert kept.rows == [(1, 5.0, {"reward": 0.1}, "file"), (1, 6.0, {"kl": 0.5, "perf/mfu": 0.3}, "file#2")]
     assert side.refused == 1 and [kind for kind, _ in kept.said] == ["metrics_named", "metrics_refused"]
+
+
+def test_a_restarted_daemon_stores_only_what_is_new(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with Store(tmp_path / "k.duckdb") as store:
+        for step in (1, 2):
+            lines(path, step, at=10.0 * step)
+            TrainerSide(Config.model_validate({"trainer": {"metrics_file": str(path)}}), store, Kept().say).poll_metrics()
+        assert store.query('SELECT step, "at", value, source FROM metrics ORDER BY step') == [(1, 10.0, 0.1, "file"), (2, 20.0, 0.2, "file")]
 
 
 def test_a_failing_source_is_told_once_counted_and_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from collector.config import SignalsConfig
 from collector.errors import InputError
 from collector.join import Join, join_all
 from collector.records import Rollout, Score, WeightSpan
-from collector.sources.trainer_logprobs import content_key, parse_trainer_side
+from collector.sources.trainer_logprobs import content_key, parse_trainer_word
 
 CONFIG = SignalsConfig()
 
@@ -29,7 +29,7 @@ def rollout(number: int, *, tokens: int = 4, version: str | None = None, **field
 
 
 def said(**fields):
-    return parse_trainer_side(fields, where="t:1")
+    return parse_trainer_word(fields, where="t:1")
 
 
 def abs_d(slices, population: str) -> float:

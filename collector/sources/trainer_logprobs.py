@@ -22,7 +22,7 @@ from collector.sources.lines import json_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerSide:
+class TrainerWord:
     """The trainer's word on one rollout. None = not said."""
 
     request_id: str | None = None
@@ -57,10 +57,10 @@ def content_key(prompt_tokens_P: np.ndarray, completion_tokens_T: np.ndarray) ->
     return digest.hexdigest()
 
 
-def parse_trainer_side(obj: Mapping[str, Any], *, where: str) -> TrainerSide:
+def parse_trainer_word(obj: Mapping[str, Any], *, where: str) -> TrainerWord:
     """One object.
 
-    >>> parse_trainer_side({"request_id": "a", "logprobs": [-0.1]}, where="line 1").logprobs_T.size
+    >>> parse_trainer_word({"request_id": "a", "logprobs": [-0.1]}, where="line 1").logprobs_T.size
     1
 
     Raises:
@@ -72,7 +72,7 @@ def parse_trainer_side(obj: Mapping[str, Any], *, where: str) -> TrainerSide:
         raise InputError(error.reason, field=error.field, where=where) from None
 
 
-def _parse(obj: Mapping[str, Any], where: str) -> TrainerSide:
+def _parse(obj: Mapping[str, Any], where: str) -> TrainerWord:
     if not isinstance(obj, Mapping):
         raise InputError(f"a JSON object is expected, not {type(obj).__name__}")
     request_id = fields.text(obj, "request_id")
@@ -84,7 +84,7 @@ def _parse(obj: Mapping[str, Any], where: str) -> TrainerSide:
     if len(sizes) > 1:
         raise InputError(f"logprobs, loss_mask and token_ids have lengths {sorted(sizes)}", field="logprobs")
     n_tokens = sizes.pop() if sizes else 0
-    return TrainerSide(
+    return TrainerWord(
         request_id=request_id, where=where,
         content=content_key(prompt_P, completion_T) if prompt_P is not None and completion_T is not None else None,
         logprobs_T=None if obj.get("logprobs") is None else fields.logprobs(obj["logprobs"], "logprobs", n_tokens),
@@ -101,12 +101,12 @@ class TrainerTail:
     def __init__(self, path: str | Path) -> None:
         self._tail = JsonLinesTail(path)
 
-    def poll(self) -> list[TrainerSide | InputError]:
+    def poll(self) -> list[TrainerWord | InputError]:
         """New lines, a refused one as its InputError."""
         return [_or_error(where, item) for where, item in self._tail.poll()]
 
 
-def read_trainer_file(path: str | Path) -> Iterator[TrainerSide | InputError]:
+def read_trainer_file(path: str | Path) -> Iterator[TrainerWord | InputError]:
     """Every line of a whole file.
 
     Raises:
@@ -116,10 +116,10 @@ def read_trainer_file(path: str | Path) -> Iterator[TrainerSide | InputError]:
         yield _or_error(where, item)
 
 
-def _or_error(where: str, item: Any) -> TrainerSide | InputError:
+def _or_error(where: str, item: Any) -> TrainerWord | InputError:
     if isinstance(item, InputError):
         return item
     try:
-        return parse_trainer_side(item, where=where)
+        return parse_trainer_word(item, where=where)
     except InputError as error:
         return error

@@ -12,7 +12,7 @@ from collector.records import Rollout
 from klaxon.commands.rollout_files import PATH_HELP, AllowPickle, FileFormat, TokenizerDir, nothing_usable, read_contents
 
 if TYPE_CHECKING:
-    from collector.sources.trainer_logprobs import TrainerSide
+    from collector.sources.trainer_logprobs import TrainerWord
 
 
 def look(
@@ -58,7 +58,7 @@ def _with_trainer(rollouts: list[Rollout], trainer: str, refused: list[InputErro
     from collector.join import join_all
     from collector.sources.trainer_logprobs import read_trainer_file
 
-    sides: list[TrainerSide] = []
+    sides: list[TrainerWord] = []
     for item in read_trainer_file(trainer):
         (refused if isinstance(item, InputError) else sides).append(item)
     joined, mismatched, counts = join_all(rollouts, sides)

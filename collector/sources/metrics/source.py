@@ -7,6 +7,7 @@ Opening a source raises ConfigError where it can never work (its library is not 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -39,10 +40,14 @@ class MetricsSource(Protocol):
 def row_of(item: Mapping[str, Any], *, where: str, now: float) -> MetricsRow | InputError:
     """A logged object {step, at?, name: number, …} as a row; what is no number is left out, a dict is flattened with dots."""
     step = next((item[name] for name in STEP_NAMES if name in item), None)
-    if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step):
+    if not _finite(step) or step != int(step):
         return InputError("a whole number is expected", field="step", where=where)
-    at = next((item[name] for name in TIME_NAMES if isinstance(item.get(name), (int, float))), now)
+    at = next((item[name] for name in TIME_NAMES if _finite(item.get(name))), now)
     return MetricsRow(step=int(step), values=dict(_numbers(item)), at=float(at))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _numbers(item: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -1,0 +1,176 @@
+"""Do the two coins keep their promises? A simulation on recorded rollouts of real engines, ten times over budget.
+
+    python benchmarks/sampling.py [--minutes 400] [--repeats 200] [--json]
+
+1. Estimates: mean |d|, k3 and clip rate of everything served, from what the coins kept, against the truth. Two replicas of
+   different load and different mismatch, so that unweighted pooling would be wrong.
+2. Bets: the mean e-value of the kept rollouts' self-bets and explanation bets under overload (≤ 1 under the null).
+3. A fault in 1 of 1,000 rollouts: scored tokens until the first bad rollout is scored, two coins against one uniform coin of
+   the same budget; once with a hint (it loops), once without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from collector.config import SignalsConfig
+from collector.populations import slices_of
+from collector.records import Rollout
+from collector.sampler import TwoCoinSampler
+from collector.signals import merge, total, weighted
+from collector.signals import metrics as signals_of
+from collector.sources.config import SamplerConfig
+from collector.sources.rollout_json import read_rollouts
+from detectors.config import DetectorsConfig
+from detectors.gains import rollout_gains
+
+RECORDINGS = Path(__file__).resolve().parent.parent / "klaxon" / "recordings"
+GROUPS_A_MINUTE = {"busy": 40, "quiet": 8}
+GROUP = 4
+OVERLOAD = 10
+
+
+def recorded(name: str) -> list[Rollout]:
+    """Rollouts of a recording with the trainer's logprobs that lie beside it."""
+    trainer = json.loads((RECORDINGS / "trainer_logprobs.json").read_text())[f"{name}.jsonl"]
+    rollouts = [item for item in read_rollouts(RECORDINGS / f"{name}.jsonl") if isinstance(item, Rollout)]
+    return [replace(rollout, trainer_logprobs_T=np.array(trainer[rollout.request_id], np.float32)) for rollout in rollouts]
+
+
+def minute(rng: np.random.Generator, pools: dict[str, list[Rollout]], number: int) -> Iterator[Rollout]:
+    """One minute's traffic: groups of a made-up prompt each, their answers drawn from the replica's recording."""
+    for replica, groups in GROUPS_A_MINUTE.items():
+        for group in range(groups):
+            prompt = rng.integers(0, 50_000, 24).astype(np.int32)
+            for place in range(GROUP):
+                rollout = pools[replica][rng.integers(len(pools[replica]))]
+                yield replace(rollout, request_id=f"{number}-{replica}-{group}-{place}", engine=replica, prompt_tokens_P=prompt)
+
+
+def budget(pools: dict[str, list[Rollout]]) -> int:
+    """Tokens a minute that are a tenth of what is offered."""
+    offered = sum(groups * (24 + GROUP * np.mean([r.n_tokens for r in pools[replica]])) for replica, groups in GROUPS_A_MINUTE.items())
+    return int(offered / OVERLOAD)
+
+
+def estimates(rng: np.random.Generator, pools: dict[str, list[Rollout]], *, minutes: int, repeats: int) -> dict[str, float]:
+    """Bias of the weighted and of the unweighted estimate in standard errors of the mean, and how often ±2 s.e. hold the truth."""
+    config, limit = SignalsConfig(), budget(pools)
+    errors: dict[str, list[float]] = {"weighted": [], "unweighted": []}
+    inside = []
+    for repeat in range(repeats):
+        sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=limit, seed=repeat))
+        kept, everything = [], []
+        for number in range(minutes + 1):
+            for rollout in minute(rng, pools, number):
+                drawn = sampler.draw(rollout, now=60.0 * number).rollout
+                if number:  # the first minute has no rates to go by
+                    everything.append(rollout)
+                    kept += [] if drawn is None else [drawn]
+        truth = signals_of(total(merge(item for rollout in everything for item in slices_of(rollout, None, config))))["mean_abs_d"]
+        slices = merge(item for rollout in kept for item in slices_of(rollout, None, config))
+        found = weighted(slices)
+        errors["weighted"].append(found["mean_abs_d"] - truth)
+        errors["unweighted"].append(signals_of(total(slices))["mean_abs_d"] - truth)
+        inside.append(abs(found["mean_abs_d"] - truth) <= 2 * found["mean_abs_d_se"])
+    out = {"truth_nats": truth, "coverage_of_2_se": float(np.mean(inside))}
+    for name, values in errors.items():
+        out |= {f"{name}_bias_nats": float(np.mean(values)), f"{name}_bias_z": float(np.mean(values) / (np.std(values) / np.sqrt(len(values))))}
+    return out
+
+
+def bets(rng: np.random.Generator, pool: list[Rollout], *, minutes: int) -> dict[str, float]:
+    """Mean e-value of the self-bets that kept base-coin rollouts make, tokens resampled from the engine's own report (the null)."""
+    detectors = DetectorsConfig()
+    sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=budget({name: pool for name in GROUPS_A_MINUTE})))
+    gains: dict[str, list[float]] = {}
+    for number in range(minutes):
+        for rollout in minute(rng, {name: pool for name in GROUPS_A_MINUTE}, number):
+            drawn = sampler.draw(_resampled(rng, rollout), now=60.0 * number).rollout
+            if drawn is not None and drawn.base_coin and number:
+                for stream, gain in rollout_gains(drawn, None, detectors).items():
+                    gains.setdefault(stream, []).append(gain)
+    worst = max(gains, key=lambda stream: np.mean(np.exp(gains[stream])))
+    e_values = np.exp(gains[worst])
+    return {"streams": len(gains), "rollouts": len(e_values), "largest_mean_e": float(e_values.mean()),
+            "its_standard_error": float(e_values.std() / np.sqrt(len(e_values)))}
+
+
+def _resampled(rng: np.random.Generator, rollout: Rollout) -> Rollout:
+    """The same rollout with every token drawn anew from the reported top tokens and the rest, so that the null holds exactly."""
+    tokens, logprobs = rollout.completion_tokens_T.copy(), rollout.engine_logprobs_T.copy()
+    for place, (ids, values) in enumerate(zip(rollout.top_tokens, rollout.top_logprobs, strict=True)):
+        if ids is None:
+            continue
+        p = np.exp(values.astype(np.float64))
+        choice = rng.choice(len(p) + 1, p=[*p, max(0.0, 1 - p.sum())] / max(p.sum(), 1.0))
+        if choice < len(p):
+            tokens[place], logprobs[place] = ids[choice], values[choice]
+        else:
+            tokens[place], logprobs[place] = 0 if 0 not in ids else int(ids.max()) + 1, min(values.min(), -3.0)
+    return replace(rollout, completion_tokens_T=tokens, engine_logprobs_T=logprobs)
+
+
+def rare(rng: np.random.Generator, pool: list[Rollout], *, hint: bool, repeats: int) -> dict[str, float]:
+    """Scored tokens until the first of 1-in-1,000 bad rollouts is scored: two coins, and one uniform coin of the same budget."""
+    pools = {name: pool for name in GROUPS_A_MINUTE}
+    limit = budget(pools)
+    spent: dict[str, list[int]] = {"two_coins": [], "uniform": []}
+    for name, share in (("two_coins", 0.2), ("uniform", 0.0)):
+        for repeat in range(repeats):
+            config = SamplerConfig(tokens_per_minute=limit, seed=1000 + repeat, hint_share=share, hint_probability=0.25 if share else 0.0)
+            spent[name].append(_until_found(rng, pools, TwoCoinSampler(config), hint=hint))
+    ratio = np.mean(spent["uniform"]) / np.mean(spent["two_coins"])
+    return {"uniform_tokens": float(np.mean(spent["uniform"])), "two_coins_tokens": float(np.mean(spent["two_coins"])), "times_fewer": float(ratio)}
+
+
+def _until_found(rng: np.random.Generator, pools: dict[str, list[Rollout]], sampler: TwoCoinSampler, *, hint: bool) -> int:
+    tokens, prompts = 0, set()
+    for number in range(100_000):
+        for rollout in minute(rng, pools, number):
+            bad = rng.random() < 0.001
+            if bad and hint:
+                rollout = replace(rollout, completion_tokens_T=np.full_like(rollout.completion_tokens_T, 7))
+            drawn = sampler.draw(rollout, now=60.0 * number).rollout
+            if drawn is None or not number:
+                continue
+            group = rollout.prompt_tokens_P.tobytes()
+            tokens += rollout.n_tokens + (0 if group in prompts else rollout.prompt_tokens_P.size)
+            prompts.add(group)
+            if bad:
+                return tokens
+    raise SystemExit("no bad rollout was ever scored")
+
+
+def main() -> None:
+    """Print the three answers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=int, default=10, help="of traffic in each repeat of the estimates")
+    parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rng = np.random.default_rng(11)
+    healthy, off = recorded("v0181_processed_t07"), recorded("v0181_raw_t07")
+    found = {
+        "estimates": estimates(rng, {"busy": healthy, "quiet": off}, minutes=options.minutes, repeats=options.repeats),
+        "bets": bets(rng, healthy, minutes=options.minutes * 10),
+        "rare_with_hint": rare(rng, healthy, hint=True, repeats=options.repeats),
+        "rare_without_hint": rare(rng, healthy, hint=False, repeats=options.repeats),
+    }
+    if options.json:
+        print(json.dumps(found))
+        return
+    for name, values in found.items():
+        print(name)
+        for key, value in values.items():
+            print(f"  {key:24} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()

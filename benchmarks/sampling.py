@@ -109,8 +109,9 @@ def _resampled(rng: np.random.Generator, rollout: Rollout) -> Rollout:
         if ids is None:
             continue
         p = np.exp(values.astype(np.float64))
-        choice = rng.choice(len(p) + 1, p=[*p, max(0.0, 1 - p.sum())] / max(p.sum(), 1.0))
-        if choice < len(p):
+        p = np.append(p, max(0.0, 1 - p.sum()))
+        choice = rng.choice(p.size, p=p / p.sum())
+        if choice < p.size - 1:
             tokens[place], logprobs[place] = ids[choice], values[choice]
         else:
             tokens[place], logprobs[place] = 0 if 0 not in ids else int(ids.max()) + 1, min(values.min(), -3.0)

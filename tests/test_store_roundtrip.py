@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 
 from collector import signals
 from collector.errors import Unavailable
 from collector.records import BatchStats, Evidence, Fact, Rollout, Score, SliceStats, WeightSpan, WeightVersion
+from collector.series import read_slices
 from collector.store import Store
 from collector.store_config import StoreConfig
 
@@ -171,3 +175,17 @@ def test_a_closed_store_says_so(store):
     store.close()
     with pytest.raises(Unavailable, match="closed"):
         store.append_batch(batch(0))
+
+
+def test_a_store_of_an_earlier_klaxon_is_read_and_written_on(tmp_path: Path) -> None:
+    """Its slices had no population: they were all served."""
+    rng = np.random.default_rng(5)
+    path = tmp_path / "old.duckdb"
+    with Store(path) as store:
+        store.append_batch(BatchStats(t=0, opened_at=0.0, closed_at=1.0, slices=(slice_stats(rng),)))
+    with duckdb.connect(str(path)) as old:
+        old.execute("ALTER TABLE slices DROP COLUMN population")
+    with Store(path) as store:
+        store.append_batch(BatchStats(t=1, opened_at=1.0, closed_at=2.0, slices=(replace(slice_stats(rng), population="trained"),)))
+        assert [item.population for batch in store.read_batches() for item in batch.slices] == ["served", "trained"]
+        assert read_slices(store, start=0.0)["n_tokens"].to_pylist() == [next(store.read_batches()).slices[0].n_tokens]

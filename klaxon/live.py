@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from collector.records import Incident
@@ -123,7 +124,7 @@ class Live:
     def _counts(self) -> dict[str, int]:
         daemon = self._daemon
         return {**daemon.counts, **daemon.ingest.counts, **daemon.worker.counts, **daemon.worker.filing.join.counts,
-                **daemon.canary.counts, **daemon.watch.counts, "dropped_by_taps": daemon.taps.dropped(),
+                **daemon.canary.counts, **daemon.watch.counts, **_from_taps(daemon.taps.counts()),
                 "metrics_refused": daemon.trainer.refused, "metrics_polls_failed": daemon.trainer.counts.total()}
 
     def _blind_spots(self, now: float) -> list[str]:
@@ -142,13 +143,22 @@ class Live:
         unknown = daemon.trainer.ledger.figures()["unknown_share"]
         if unknown and daemon.trainer.ledger.published():
             spots.append(f"the weights of {unknown:.0%} of the last rollouts: their version is unknown or was never published")
-        if dropped := daemon.taps.dropped():
+        told = daemon.taps.counts()
+        if dropped := told["dropped"]:
             spots.append(f"{dropped} rollouts dropped inside the engine's tap")
-        if silent := daemon.taps.without_logprobs():
+        if pictures := told["multimodal"]:
+            spots.append(f"{pictures} requests with pictures or sound: their placeholders cannot be scored from token ids")
+        if unusable := sum(count for name, count in told.items() if name.startswith("unusable")):
+            spots.append(f"{unusable} generations behind the proxy without ids or logprobs (docs/proxy.md says what to ask the engine for)")
+        if silent := told["without_logprobs"]:
             spots.append(f"{silent} requests whose client asked for no logprobs (KLAXON_FORCE_LOGPROBS=1 on the tap asks for them)")
         if daemon.bank.learning and self.tier > 0:
             spots.append("slow drift: the battery is still learning what normal looks like")
         return spots
+
+
+def _from_taps(told: Mapping[str, int]) -> dict[str, int]:
+    return {"dropped_by_taps": told.get("dropped", 0), **{name: count for name, count in told.items() if name != "dropped"}}
 
 
 def _is_mismatch(incident: Incident) -> bool:

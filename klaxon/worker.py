@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from collector.errors import InputError, KlaxonError
-from collector.records import Rollout, Score
+from collector.records import Rollout, Score, WeightSpan
 from collector.sampler import Draw, TwoCoinSampler
 from collector.sources.config import FileSource
 from collector.sources.formats import ReadOptions
@@ -167,6 +167,8 @@ class Worker(threading.Thread):
         """Fill what the trainer assumes where the rollout does not say it itself; never from the engine's side."""
         if MARK in rollout.request_id:
             rollout = replace(rollout, traffic="canary")
+        if adapter := rollout.labels.get("lora"):  # the adapter generated the tokens, whatever the base's label is
+            rollout = replace(rollout, weight_versions=(WeightSpan(start=0, end=rollout.n_tokens, version=adapter),))
         if rollout.sampling.temperature is not None:
             return rollout
         trainer = self.config.trainer

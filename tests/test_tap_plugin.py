@@ -33,7 +33,7 @@ def logprob(value, rank):
 
 def request(**params):
     given = {"logprobs": 1, "extra_args": None, "temperature": 0.7, "top_p": 1.0, **params}
-    return SimpleNamespace(sampling_params=SimpleNamespace(**given), data_parallel_rank=None)
+    return SimpleNamespace(sampling_params=SimpleNamespace(**given), data_parallel_rank=None, mm_features=None)
 
 
 def begun(tap, req, **given):
@@ -105,6 +105,14 @@ def test_what_vllm_itself_raises_passes_through_untouched(tap):
 def test_without_logprobs_there_is_nothing_to_compare_only_to_count(tap):
     finish(tap, begun(tap, request(logprobs=None)))
     assert tap.sender.messages == [] and tap._about()["without_logprobs"] == 1
+
+
+def test_a_request_with_pictures_is_counted_not_reported(tap):
+    """Its ids hold placeholders: scored without the pixels they would look like a mismatch."""
+    seen = request()
+    seen.mm_features = [object()]
+    finish(tap, begun(tap, seen))
+    assert tap.sender.messages == [] and tap._about()["multimodal"] == 1
 
 
 def test_forced_logprobs_are_capped_by_the_engine_and_never_reach_the_caller(tap):

@@ -162,7 +162,7 @@ def test_pushed_logprobs_open_tier_1_in_a_running_daemon(place) -> None:  # noqa
         assert any("request s" in reason for reason in status["refusals"])
         rows = wait(lambda: klaxon("export", "slices", "--url", url).stdout.splitlines())
         assert json.loads(rows[0])["mean_abs_d"] == pytest.approx(0.1, abs=1e-6)
-        post(url, {**served, "request_id": "cmpl-klaxon-canary-1", "trainer_logprobs": [-0.5, -1.5]})
+        post(url, {**served, "request_id": "cmpl-klaxon-canary-1", "labels": {"lora": "adapter-3"}, "trainer_logprobs": [-0.5, -1.5]})
         wait(lambda: get(url, "/v1/status")["counts"].get("seen") == 3)
         trained = daemons.httpx.get(url + "/v1/slices?population=trained", trust_env=False)
         assert trained.status_code == 200

@@ -56,7 +56,7 @@ class Tap:
 
     def __init__(self, url: str) -> None:
         self.engine, self.config, self.alive, self.complete = settings.engine(), {}, False, False
-        self.reported = self.faults = self.without_logprobs = 0
+        self.reported = self.faults = self.without_logprobs = self.multimodal = 0
         self.vllm_version: str | None = None
         self._max_logprobs = -1
         self._kill = settings.KillSwitch()
@@ -87,7 +87,7 @@ class Tap:
 
     def _about(self) -> dict[str, Any]:
         return {"engine": self.engine, "vllm_version": self.vllm_version, "config": self.config, "faults": self.faults,
-                "without_logprobs": self.without_logprobs, "killed": not self._kill.on()}
+                "without_logprobs": self.without_logprobs, "multimodal": self.multimodal, "killed": not self._kill.on()}
 
     def _engine_seen(self, original: Callable[..., Any], processor: Any, *args: Any, **kwargs: Any) -> Any:
         """The process that builds an output processor is the one that handles requests: only there the sender starts."""
@@ -122,6 +122,7 @@ class Tap:
             request = kwargs.get("request") or next((arg for arg in args if hasattr(arg, "sampling_params")), None)
             params = state._klaxon_params = getattr(request, "sampling_params", None)
             state._klaxon_forced = bool(params is not None and (params.extra_args or {}).get(FORCED))
+            state._klaxon_multimodal = bool(getattr(request, "mm_features", None) or getattr(request, "mm_inputs", None))
             state._klaxon_dp_rank = getattr(request, "data_parallel_rank", None)
         return state
 
@@ -140,6 +141,9 @@ class Tap:
         params = getattr(state, "_klaxon_params", None)
         if params is None:
             return  # a pooling request
+        if state._klaxon_multimodal:
+            self.multimodal += 1  # the ids hold placeholders for pixels nobody here has: scoring them would be a false mismatch
+            return
         if params.logprobs is None:
             self.without_logprobs += 1  # there is nothing to compare; the daemon hears how often
             return

@@ -1,0 +1,40 @@
+"""What the daemon knows of its taps from their heartbeats."""
+
+from __future__ import annotations
+
+from klaxon.taps import ALIVE_SECONDS, TapBook
+
+
+def book() -> tuple[TapBook, list[str]]:
+    said: list[str] = []
+    return TapBook(lambda kind, text, data: said.append(kind)), said
+
+
+def beat(pid: int, **fields) -> dict:
+    return {"source": "plugin", "engine": "e", "pid": pid, "config": {"logprobs_mode": "processed_logprobs"}, **fields}
+
+
+def test_several_processes_of_one_engine_are_no_restart() -> None:
+    taps, said = book()
+    for now in range(0, 60, 5):
+        taps.beat(beat(1, dropped=2), now=float(now))
+        taps.beat(beat(2, dropped=3), now=float(now))
+    assert said == ["tap"]
+    (row,) = taps.listing(now=60.0)
+    assert row["dropped"] == 5 and row["alive"] and taps.counts()["dropped"] == 5
+    assert not taps.listing(now=60.0 + ALIVE_SECONDS)[0]["alive"]
+
+
+def test_a_new_process_after_a_silence_is_a_restart_and_its_changed_setting_an_event() -> None:
+    taps, said = book()
+    taps.beat(beat(1), now=0.0)
+    taps.beat(beat(2, config={"logprobs_mode": "raw_logprobs"}), now=40.0)
+    assert said == ["tap", "engine_restart", "engine_config"]
+    assert taps.engine_config()["logprobs_mode"] == "raw_logprobs" and taps.last_heard() == 40.0
+
+
+def test_what_cannot_be_reported_is_counted_by_reason() -> None:
+    taps, _ = book()
+    taps.beat(beat(1, without_logprobs=4, multimodal=1), now=0.0)
+    taps.beat({"source": "proxy", "engine": "p", "pid": 9, "dialects": {"openai": {"rollouts": 7, "unusable_no_ids": 2}, "tgi": {"unusable_no_ids": 1}}}, now=0.0)
+    assert taps.counts() == {"without_logprobs": 4, "multimodal": 1, "unusable_no_ids": 3}

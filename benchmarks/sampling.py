@@ -43,7 +43,7 @@ def recorded(name: str) -> list[Rollout]:
     return [replace(rollout, trainer_logprobs_T=np.array(trainer[rollout.request_id], np.float32)) for rollout in rollouts]
 
 
-def minute(rng: np.random.Generator, pools: dict[str, list[Rollout]], number: int) -> Iterator[Rollout]:
+def traffic(rng: np.random.Generator, pools: dict[str, list[Rollout]], number: int) -> Iterator[Rollout]:
     """One minute's traffic: groups of a made-up prompt each, their answers drawn from the replica's recording."""
     for replica, groups in GROUPS_A_MINUTE.items():
         for group in range(groups):
@@ -68,14 +68,17 @@ def estimates(rng: np.random.Generator, pools: dict[str, list[Rollout]], *, minu
         sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=limit, seed=repeat))
         kept, everything = [], []
         for number in range(minutes + 1):
-            for rollout in minute(rng, pools, number):
+            for rollout in traffic(rng, pools, number):
                 drawn = sampler.draw(rollout, now=60.0 * number).rollout
                 if number:  # the first minute has no rates to go by
                     everything.append(rollout)
                     kept += [] if drawn is None else [drawn]
         truth = signals_of(total(merge(item for rollout in everything for item in slices_of(rollout, None, config))))["mean_abs_d"]
         slices = merge(item for rollout in kept for item in slices_of(rollout, None, config))
-        found = weighted(slices)
+        seen: dict[str, float] = {}
+        for rollout in everything:
+            seen[rollout.replica] = seen.get(rollout.replica, 0) + rollout.n_tokens
+        found = weighted(slices, seen)
         errors["weighted"].append(found["mean_abs_d"] - truth)
         errors["unweighted"].append(signals_of(total(slices))["mean_abs_d"] - truth)
         inside.append(abs(found["mean_abs_d"] - truth) <= 2 * found["mean_abs_d_se"])
@@ -91,7 +94,7 @@ def bets(rng: np.random.Generator, pool: list[Rollout], *, minutes: int) -> dict
     sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=budget({name: pool for name in GROUPS_A_MINUTE})))
     gains: dict[str, list[float]] = {}
     for number in range(minutes):
-        for rollout in minute(rng, {name: pool for name in GROUPS_A_MINUTE}, number):
+        for rollout in traffic(rng, {name: pool for name in GROUPS_A_MINUTE}, number):
             drawn = sampler.draw(_resampled(rng, rollout), now=60.0 * number).rollout
             if drawn is not None and drawn.base_coin and number:
                 for stream, gain in rollout_gains(drawn, None, detectors).items():
@@ -125,7 +128,7 @@ def rare(rng: np.random.Generator, pool: list[Rollout], *, hint: bool, repeats: 
     spent: dict[str, list[int]] = {"two_coins": [], "uniform": []}
     for name, share in (("two_coins", 0.2), ("uniform", 0.0)):
         for repeat in range(repeats):
-            config = SamplerConfig(tokens_per_minute=limit, seed=1000 + repeat, hint_share=share, hint_probability=0.25 if share else 0.0)
+            config = SamplerConfig(tokens_per_minute=limit, seed=1000 + repeat, hint_share=share, hint_probability=0.5 if share else 0.0)
             spent[name].append(_until_found(rng, pools, TwoCoinSampler(config), hint=hint))
     ratio = np.mean(spent["uniform"]) / np.mean(spent["two_coins"])
     return {"uniform_tokens": float(np.mean(spent["uniform"])), "two_coins_tokens": float(np.mean(spent["two_coins"])), "times_fewer": float(ratio)}
@@ -134,7 +137,7 @@ def rare(rng: np.random.Generator, pool: list[Rollout], *, hint: bool, repeats: 
 def _until_found(rng: np.random.Generator, pools: dict[str, list[Rollout]], sampler: TwoCoinSampler, *, hint: bool) -> int:
     tokens, prompts = 0, set()
     for number in range(100_000):
-        for rollout in minute(rng, pools, number):
+        for rollout in traffic(rng, pools, number):
             bad = rng.random() < 0.001
             if bad and hint:
                 rollout = replace(rollout, completion_tokens_T=np.full_like(rollout.completion_tokens_T, 7))

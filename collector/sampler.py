@@ -54,8 +54,9 @@ class TwoCoinSampler:
         self._default = 1.0  # a stratum never seen: what an even share would allow
         self._hinted = 0  # tokens of suspicious rollouts in the running minute
         self._hint_probability = config.hint_probability
-        self._lengths: dict[Stratum, list[int]] = defaultdict(lambda: [0, 0])  # rollouts and tokens of the running minute
-        self._usual_length: dict[Stratum, float] = {}  # mean completion length of the minute before
+        self._lengths: dict[Stratum, list[int]] = defaultdict(list)  # completion lengths of the running minute
+        self._lows: dict[Stratum, list[float]] = defaultdict(list)  # each rollout's least likely token, nats
+        self._usual: dict[Stratum, Usual] = {}  # from the minute before
 
     def draw(self, rollout: Rollout, *, now: float) -> Draw:
         """Flip both coins for one rollout; `now` is UTC seconds."""
@@ -65,11 +66,11 @@ class TwoCoinSampler:
         cost = rollout.n_tokens + (0 if group in self._prompts else rollout.prompt_tokens_P.size)
         self._tokens[stratum] += cost
         self._prompts.add(group)
-        self._lengths[stratum][0] += 1
-        self._lengths[stratum][1] += rollout.n_tokens
+        self._lengths[stratum].append(rollout.n_tokens)
+        self._lows[stratum].append(least_likely(rollout))
         p_base = self._probability.get(stratum, self._default)
         base = _coin(self.config.seed, "base", group) < p_base
-        hinted = suspicious(rollout, usual_length=self._usual_length.get(stratum))
+        hinted = suspicious(rollout, self._usual.get(stratum))
         self._hinted += cost if hinted else 0
         p_hint = self._hint_probability if hinted else 0.0
         hint = _coin(self.config.seed, "hint", rollout.request_id) < p_hint
@@ -88,10 +89,11 @@ class TwoCoinSampler:
         offered, hinted = (dict(self._tokens), self._hinted) if gap == 1 else ({}, 0)
         self._hint_probability = hint_probability(hinted, self.config)
         self._probability, self._default = base_probabilities(offered, self.config, for_hints=self._hint_probability * hinted)
-        self._usual_length = {stratum: tokens / rollouts for stratum, (rollouts, tokens) in self._lengths.items()}
+        self._usual = {stratum: Usual.of(lengths, self._lows[stratum]) for stratum, lengths in self._lengths.items()}
         self._tokens.clear()
         self._prompts.clear()
         self._lengths.clear()
+        self._lows.clear()
         self._hinted, self._minute = 0, minute
 
 
@@ -133,19 +135,39 @@ def group_of(rollout: Rollout) -> str:
 
 LOOP_TOKENS, LOOP_SHARE = 16, 0.25
 UNLIKELY_LOGPROB = -9.0
+UNLIKELY_SHARE = 0.01
 LONG_FACTOR = 4.0
 SURPRISE_NATS = 0.5
 """The trainer's mean |d| over a rollout that makes it suspicious at tier 1: far above any healthy engine's."""
 
 
-def suspicious(rollout: Rollout, *, usual_length: float | None = None) -> bool:
-    """Cheap hints that a rollout deserves a second chance: loops, a non-finite report, a very unlikely token, a completion
-    many times as long as usual, or a trainer that disagrees with it."""
-    tokens_T, sampled_T = rollout.completion_tokens_T, rollout.sampled_mask_T
-    logprobs_T = rollout.engine_logprobs_T[sampled_T]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usual:
+    """What rollouts of a stratum looked like in the minute before: the hint coin must be choosy to be worth its tokens."""
+
+    length: float  # mean, tokens
+    low: float  # 1 % of the rollouts had a token less likely than this, nats
+
+    @classmethod
+    def of(cls, lengths: list[int], lows: list[float]) -> Usual:
+        """From one minute's rollouts."""
+        return cls(length=float(np.mean(lengths)), low=float(np.quantile(lows, UNLIKELY_SHARE)))
+
+
+def least_likely(rollout: Rollout) -> float:
+    """The logprob of the least likely sampled token, nats; 0 where none is finite."""
+    logprobs_T = rollout.engine_logprobs_T[rollout.sampled_mask_T]
+    return float(np.min(logprobs_T, initial=0.0, where=np.isfinite(logprobs_T)))
+
+
+def suspicious(rollout: Rollout, usual: Usual | None = None) -> bool:
+    """Cheap hints that a rollout deserves a second chance: loops, a non-finite report, a very unlikely token (for its
+    stratum, too), a completion many times as long as usual, or a trainer that disagrees with it."""
+    tokens_T = rollout.completion_tokens_T
+    logprobs_T = rollout.engine_logprobs_T[rollout.sampled_mask_T]
     looping = tokens_T.size >= LOOP_TOKENS and np.unique(tokens_T).size < tokens_T.size * LOOP_SHARE
-    unlikely = logprobs_T.size > 0 and bool(np.nanmin(np.nan_to_num(logprobs_T, nan=0.0)) < UNLIKELY_LOGPROB)
-    long = usual_length is not None and tokens_T.size > max(LONG_FACTOR * usual_length, LOOP_TOKENS)
+    unlikely = least_likely(rollout) < min(UNLIKELY_LOGPROB, usual.low if usual is not None else 0.0)
+    long = usual is not None and tokens_T.size > max(LONG_FACTOR * usual.length, LOOP_TOKENS)
     return bool(looping or unlikely or long or not np.isfinite(logprobs_T).all() or _surprised(rollout, logprobs_T))
 
 

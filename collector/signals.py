@@ -9,7 +9,7 @@ and the names frameworks log it under, are one table: collector/metric_table.py,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -82,21 +82,33 @@ def total(slices: Iterable[SliceStats], *, population: str = "served") -> SliceS
     return _add([item for item in slices if item.population == population], "*", "*", None, None, population)
 
 
-def weighted(slices: Iterable[SliceStats]) -> dict[str, float]:
+def weighted(slices: Iterable[SliceStats], seen: Mapping[str, float] | None = None) -> dict[str, float]:
     """What ALL rollouts would show, from those the two coins kept, each weighted by 1 / its inclusion probability.
 
-    tokens, mean_d, mean_abs_d, k3 in nats, clip_rate; mean_abs_d_se clusters by rollout and takes rollouts as drawn with
-    replacement, so it errs on the large side where most are kept. NaN without a token. Horvitz & Thompson (1952), as a ratio.
+    One ratio a replica (the coins' strata), put together by `seen`, replica → tokens seen; a replica it does not name
+    counts with its weighted tokens. tokens, mean_d, mean_abs_d, k3 in nats, clip_rate. mean_abs_d_se clusters by rollout.
+    NaN without a token. Horvitz & Thompson (1952); ratio and post-stratification as in Cochran, Sampling Techniques, 6.
     """
-    items = [item for item in slices if item.population in ("served", "hinted")]
-    sums = {name: math.fsum(item.sums.get(name, 0.0) for item in items) for name in WEIGHTED}
+    kept: dict[str, list[SliceStats]] = {}
+    for item in slices:
+        if item.population in ("served", "hinted"):
+            kept.setdefault(item.replica, []).append(item)
+    strata = {replica: {name: math.fsum(item.sums.get(name, 0.0) for item in items) for name in WEIGHTED} for replica, items in kept.items()}
+    strata = {replica: sums for replica, sums in strata.items() if sums["ht_tokens"] > 0}
+    names = {"mean_d": "ht_d", "mean_abs_d": "ht_abs_d", "k3": "ht_k3", "clip_rate": "ht_clip"}
+    if not strata:
+        return {"tokens": 0.0, "mean_abs_d_se": math.nan, **dict.fromkeys(names, math.nan)}
+    tokens = {replica: float((seen or {}).get(replica) or sums["ht_tokens"]) for replica, sums in strata.items()}
+    whole = math.fsum(tokens.values())
+    out = {name: math.fsum(tokens[r] / whole * sums[key] / sums["ht_tokens"] for r, sums in strata.items()) for name, key in names.items()}
+    variance = math.fsum((tokens[r] / whole) ** 2 * _ratio_variance(sums) for r, sums in strata.items())
+    return {"tokens": whole, "mean_abs_d_se": math.sqrt(variance), **out}
+
+
+def _ratio_variance(sums: Mapping[str, float]) -> float:
     n = sums["ht_tokens"]
-    if not n:
-        return {"tokens": 0.0, **dict.fromkeys(("mean_d", "mean_abs_d", "mean_abs_d_se", "k3", "clip_rate"), math.nan)}
     mean = sums["ht_abs_d"] / n
-    spread = max(sums["ht_a2"] - 2 * mean * sums["ht_an"] + mean**2 * sums["ht_n2"], 0.0)
-    return {"tokens": n, "mean_d": sums["ht_d"] / n, "mean_abs_d": mean, "mean_abs_d_se": math.sqrt(spread) / n,
-            "k3": sums["ht_k3"] / n, "clip_rate": sums["ht_clip"] / n}
+    return max(sums["ht_a2"] - 2 * mean * sums["ht_an"] + mean**2 * sums["ht_n2"], 0.0) / n**2
 
 
 def collapse(hist: np.ndarray) -> np.ndarray:

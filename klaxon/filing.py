@@ -22,6 +22,9 @@ from klaxon.batches import BatchBuilder
 from klaxon.config import Config
 
 
+SEEN = "tokens_seen@"  # + replica: what estimates for all rollouts are put together by
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
     """A rollout kept in memory for diagnosis, with its batch number and score."""
@@ -56,6 +59,7 @@ class Filing:
                 self.join.remember(kept, shadow)
             self._note_trainer(kept)
         self._add(t, slices=slices, counts=counts, gains=self._gains(arrived, kept, shadow))
+        self.builder.add(t, counts={f"{SEEN}{arrived.replica}": int(arrived.sampled_mask_T.sum())})
         return t, judged
 
     def hear(self, sides: Iterable[TrainerWord], *, now: float) -> tuple[list[tuple[int, Rollout, Score]], list[InputError]]:

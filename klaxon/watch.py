@@ -21,6 +21,7 @@ from detectors.bank import Bank
 from detectors.hardfacts import Observation, facts
 from klaxon.batches import BatchBuilder
 from klaxon.config import Config
+from klaxon.filing import SEEN
 
 log = logging.getLogger("klaxon.watch")
 TICK_SECONDS = 0.5
@@ -134,7 +135,10 @@ class Watch(threading.Thread):
         found = {name: metrics(total(slices, population=name)) for name in POPULATIONS}
         kept = {name: {"n_tokens": values["n_tokens"], "mean_abs_d": values["mean_abs_d"], "clip_rate": values["clip_rate"]}
                 for name, values in found.items() if values["n_tokens"]}
-        whole = weighted(slices)
+        seen: Counter[str] = Counter()
+        for batch in list(self._recent):
+            seen.update({name.removeprefix(SEEN): count for name, count in batch.counts.items() if name.startswith(SEEN)})
+        whole = weighted(slices, seen)
         if whole["tokens"]:
             kept["estimate"] = {"n_tokens": whole["tokens"], "mean_abs_d": whole["mean_abs_d"], "clip_rate": whole["clip_rate"],
                                 "mean_abs_d_se": whole["mean_abs_d_se"]}

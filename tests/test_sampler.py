@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from collector.records import Rollout, WeightSpan
-from collector.sampler import TwoCoinSampler, base_probabilities, suspicious
+from collector.sampler import TwoCoinSampler, Usual, base_probabilities, suspicious
 from collector.sources.config import SamplerConfig
 
 
@@ -82,16 +82,21 @@ def test_hints_are_loops_and_unlikely_or_missing_logprobs():
     assert suspicious(rollout("nan", logprob=np.nan))
     looping = replace(rollout("loop", tokens=40), completion_tokens_T=np.ones(40, np.int32))
     assert suspicious(looping)
-    assert not suspicious(rollout("usual", tokens=60), usual_length=20) and suspicious(rollout("long", tokens=90), usual_length=20)
+    usual = Usual(length=20, low=-12.0)
+    assert not suspicious(rollout("usual", tokens=60), usual) and suspicious(rollout("long", tokens=90), usual)
+    assert not suspicious(rollout("common here", logprob=-11.0), usual) and suspicious(rollout("rare even here", logprob=-13.0), usual)
     told = replace(rollout("told"), trainer_logprobs_T=np.full(10, -0.6, np.float32))
     assert not suspicious(told) and suspicious(replace(told, trainer_logprobs_T=np.full(10, -2.0, np.float32)))
 
 
 def test_the_hint_coin_spends_at_most_its_share_of_the_budget():
-    """Half of everything looks odd: the hint coin gives way, and both coins together keep to the budget."""
-    sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=6000, hint_share=0.2))
+    """Half of everything loops: the hint coin gives way, and both coins together keep to the budget."""
+    sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=8000, hint_share=0.2))
+    loop = np.ones(20, np.int32)
     for minute in range(3):
-        kept = [sampler.draw(rollout(f"{minute}-{i}", logprob=-12.0 if i % 2 else -0.5), now=61.0 * minute) for i in range(2000)]
-    hint_tokens = sum(30 for draw in kept if draw.rollout is not None and not draw.base)
-    all_tokens = sum(30 for draw in kept if draw.rollout is not None)
-    assert 600 < hint_tokens < 1500 and 5000 < all_tokens < 7000
+        made = [rollout(f"{minute}-{i}", tokens=20) for i in range(2000)]
+        made = [replace(one, completion_tokens_T=loop) if i % 2 else one for i, one in enumerate(made)]
+        kept = [sampler.draw(one, now=61.0 * minute) for one in made]
+    hint_tokens = sum(40 for draw in kept if draw.rollout is not None and not draw.base)
+    all_tokens = sum(40 for draw in kept if draw.rollout is not None)
+    assert 800 < hint_tokens < 2000 and 6500 < all_tokens < 9500

@@ -99,6 +99,6 @@ class SamplerConfig(BaseModel):
 
     tokens_per_minute: int = Field(60_000, ge=1, description="budget of tokens to score a minute (completions, and each group's prompt once)")
     min_probability: float = Field(0.01, gt=0, le=1, description="the base coin never falls below this")
-    hint_probability: float = Field(0.25, ge=0, le=1, description="second chance of a rollout that looks odd (loops, unusual length, a very unlikely or a non-finite token, a trainer that disagrees)")
+    hint_probability: float = Field(0.5, ge=0, le=1, description="second chance of a rollout that looks odd (loops, unusual length, a very unlikely or a non-finite token, a trainer that disagrees)")
     hint_share: float = Field(0.2, ge=0, le=1, description="the hint coin spends at most this share of the budget, so that faults without a hint are not missed for it")
     seed: int = Field(20261121, description="seed of both coins")

@@ -6,7 +6,8 @@
    different load and different mismatch, so that unweighted pooling would be wrong.
 2. Bets: the mean e-value of the kept rollouts' self-bets and explanation bets under overload (≤ 1 under the null).
 3. A fault in 1 of 1,000 rollouts: scored tokens until the first bad rollout is scored, two coins against one uniform coin of
-   the same budget; once with a hint (it loops), once without.
+   the same budget; once with a hint (it loops), once without. What a fault without a hint costs in expectation is the base
+   coin's share of the scored tokens.
 """
 
 from __future__ import annotations
@@ -126,16 +127,21 @@ def rare(rng: np.random.Generator, pool: list[Rollout], *, hint: bool, repeats: 
     pools = {name: pool for name in GROUPS_A_MINUTE}
     limit = budget(pools)
     spent: dict[str, list[int]] = {"two_coins": [], "uniform": []}
+    by_base = 0  # tokens the base coin kept; a fault without a hint is found by these alone
     for name, share in (("two_coins", 0.2), ("uniform", 0.0)):
         for repeat in range(repeats):
             config = SamplerConfig(tokens_per_minute=limit, seed=1000 + repeat, hint_share=share, hint_probability=0.5 if share else 0.0)
-            spent[name].append(_until_found(rng, pools, TwoCoinSampler(config), hint=hint))
+            tokens, base_tokens = _until_found(rng, pools, TwoCoinSampler(config), hint=hint)
+            spent[name].append(tokens)
+            by_base += base_tokens if name == "two_coins" else 0
     ratio = np.mean(spent["uniform"]) / np.mean(spent["two_coins"])
-    return {"uniform_tokens": float(np.mean(spent["uniform"])), "two_coins_tokens": float(np.mean(spent["two_coins"])), "times_fewer": float(ratio)}
+    error = ratio * np.sqrt(sum(np.var(values) / len(values) / np.mean(values) ** 2 for values in spent.values()))
+    return {"uniform_tokens": float(np.mean(spent["uniform"])), "two_coins_tokens": float(np.mean(spent["two_coins"])),
+            "times_fewer": float(ratio), "its_standard_error": float(error), "base_share_of_tokens": by_base / sum(spent["two_coins"])}
 
 
-def _until_found(rng: np.random.Generator, pools: dict[str, list[Rollout]], sampler: TwoCoinSampler, *, hint: bool) -> int:
-    tokens, prompts = 0, set()
+def _until_found(rng: np.random.Generator, pools: dict[str, list[Rollout]], sampler: TwoCoinSampler, *, hint: bool) -> tuple[int, int]:
+    tokens, base_tokens, prompts = 0, 0, set()
     for number in range(100_000):
         for rollout in traffic(rng, pools, number):
             bad = rng.random() < 0.001
@@ -145,10 +151,12 @@ def _until_found(rng: np.random.Generator, pools: dict[str, list[Rollout]], samp
             if drawn is None or not number:
                 continue
             group = rollout.prompt_tokens_P.tobytes()
-            tokens += rollout.n_tokens + (0 if group in prompts else rollout.prompt_tokens_P.size)
+            cost = rollout.n_tokens + (0 if group in prompts else rollout.prompt_tokens_P.size)
             prompts.add(group)
+            tokens += cost
+            base_tokens += cost if drawn.base_coin else 0
             if bad:
-                return tokens
+                return tokens, base_tokens
     raise SystemExit("no bad rollout was ever scored")
 
 

@@ -32,7 +32,7 @@ from klaxon.demo.children import free_port
 from klaxon.demo.engine import MODEL_NAME, Engine
 from klaxon.demo.model import DEFAULT_FOLDER
 
-REQUESTS, TOKENS = 16, 48
+REQUESTS, TOKENS = 16, 24
 KILL_SECONDS = 1.2  # the tap looks at its kill file once a second
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from collector.errors import InputError
@@ -27,13 +27,15 @@ class _Waiting(Generic[Extra]):
 
 
 class Join(Generic[Extra]):
-    """Remembers `limit` rollouts, each with whatever the caller wants back, and as many early words of the trainer.
+    """Remembers `limit` rollouts of `limit_tokens` tokens in all, each with whatever the caller wants back, and `limit` early
+    words of the trainer. The top tokens of a rollout are not kept: they are most of its memory, and nothing here needs them.
 
     `counts`: trainer_joined, trainer_unmatched (no such rollout came), trainer_refused (lengths differ), trainer_repeated.
     """
 
-    def __init__(self, *, limit: int, patience_seconds: float) -> None:
+    def __init__(self, *, limit: int, patience_seconds: float, limit_tokens: int = 2**62) -> None:
         self._limit, self._patience = limit, patience_seconds
+        self._limit_tokens, self._tokens = limit_tokens, 0
         self._rollouts: OrderedDict[int, _Waiting[Extra]] = OrderedDict()
         self._serial = 0
         self._by_id: dict[str, int] = {}
@@ -44,11 +46,13 @@ class Join(Generic[Extra]):
     def remember(self, rollout: Rollout, extra: Extra) -> None:
         """A rollout the trainer may still speak of."""
         self._serial += 1
+        rollout = replace(rollout, top_tokens=(), top_logprobs=())
         waiting = _Waiting(rollout, extra, content_key(rollout.prompt_tokens_P, rollout.completion_tokens_T))
+        self._tokens += _size(rollout)
         self._rollouts[self._serial] = waiting
         self._by_id[rollout.request_id] = self._serial
         self._by_content[waiting.content].append(self._serial)
-        if len(self._rollouts) > self._limit:
+        while len(self._rollouts) > self._limit or (self._tokens > self._limit_tokens and len(self._rollouts) > 1):
             self._forget(*self._rollouts.popitem(last=False))
 
     def say(self, side: TrainerWord, *, now: float) -> None:
@@ -96,12 +100,17 @@ class Join(Generic[Extra]):
         return self._rollouts.get(serial) if serial is not None else None
 
     def _forget(self, serial: int, waiting: _Waiting[Extra]) -> None:
+        self._tokens -= _size(waiting.rollout)
         if self._by_id.get(waiting.rollout.request_id) == serial:
             del self._by_id[waiting.rollout.request_id]
         serials = self._by_content[waiting.content]
         serials.remove(serial)
         if not serials:
             del self._by_content[waiting.content]
+
+
+def _size(rollout: Rollout) -> int:
+    return rollout.prompt_tokens_P.size + rollout.n_tokens
 
 
 def join_all(rollouts: Sequence[Rollout], sides: Iterable[TrainerWord]) -> tuple[list[Rollout], list[InputError], Counter[str]]:
@@ -116,5 +125,6 @@ def join_all(rollouts: Sequence[Rollout], sides: Iterable[TrainerWord]) -> tuple
             if isinstance(found, InputError):
                 refused.append(found)
             else:
-                out[found[1]] = found[0]
+                top = rollouts[found[1]]
+                out[found[1]] = replace(found[0], top_tokens=top.top_tokens, top_logprobs=top.top_logprobs)
     return out, refused, join.counts

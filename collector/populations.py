@@ -75,6 +75,11 @@ def _stale(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Ite
                 yield replace(item, population="stale", version=f"lag {lag}")
 
 
+def needed_later(shadow: Score) -> dict[str, np.ndarray]:
+    """The views `late` reads; the others need not be kept in memory until the trainer speaks."""
+    return {name: values for name, values in shadow.views.items() if name == "expected"}
+
+
 def learnt_from(rollout: Rollout) -> bool:
     """Is it known that the trainer takes this rollout, or at least did it tell its mask or logprobs, and not drop it?"""
     if rollout.dropped or rollout.traffic in ("eval", "judge", "warmup", "canary"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,7 +41,8 @@ class Filing:
         self.config, self.builder, self.has_shadow = config, builder, has_shadow
         self.recent: deque[Scored] = deque(maxlen=config.diagnosis.memory_rollouts)
         self.counts: Counter[str] = Counter()
-        self.join: Join[Score | None] = Join(limit=config.sources.join_rollouts, patience_seconds=config.sources.join_seconds)
+        self.join: Join[Score | None] = Join(limit=config.sources.join_rollouts, limit_tokens=config.sources.join_tokens,
+                                              patience_seconds=config.sources.join_seconds)
         self.trainer_logprobs_seen = False
         self._contexts = Contexts()
 
@@ -56,7 +57,7 @@ class Filing:
             slices = populations.slices_of(kept, shadow, self.config.signals)
             judged = self._judged(t, kept, shadow, slices, counts)
             if kept.trainer_logprobs_T is None:
-                self.join.remember(kept, shadow)
+                self.join.remember(kept, shadow and replace(shadow, views=populations.needed_later(shadow), entropy_T=None))
             self._note_trainer(kept)
         self._add(t, slices=slices, counts=counts, gains=self._gains(arrived, kept, shadow))
         self.builder.add(t, counts={f"{SEEN}{arrived.replica}": int(arrived.sampled_mask_T.sum())})

@@ -79,6 +79,15 @@ def test_memory_is_bounded_and_the_forgotten_are_unmatched() -> None:
     assert join.counts["trainer_unmatched"] == 1 and len(join._by_content) == 3 and len(join._by_id) == 3
 
 
+def test_long_rollouts_are_bounded_by_their_tokens() -> None:
+    join: Join[int] = Join(limit=100, limit_tokens=1000, patience_seconds=0)
+    for number in range(20):
+        join.remember(rollout(number, tokens=198), number)
+    for number in (14, 15, 19):
+        join.say(said(request_id=f"r{number}", logprobs=[-1.0] * 198), now=0)
+    assert [extra for _, extra in join.matches(now=1)] == [15, 19], "five of 200 tokens are kept"
+
+
 @pytest.mark.parametrize(("obj", "words"), [
     ({"logprobs": [-1.0]}, "which rollout is this"), ({"request_id": "a", "logprobs": [0.5]}, "above 0"),
     ({"request_id": "a", "logprobs": [-1.0], "loss_mask": [1, 0]}, "lengths [1, 2]"),

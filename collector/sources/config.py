@@ -45,6 +45,7 @@ class SourcesConfig(BaseModel):
         [], description='files and folders to tail live, as "path" or {path = "…", format = "prime-rl"} (docs/sources.md); they may appear later')
     trainer_files: list[str] = Field([], description="JSONL files the trainer appends its own logprobs to (docs/tap.md), tailed live and joined to the rollouts: tier 1, no weights and no GPU needed")
     join_rollouts: int = Field(4096, ge=1, description="rollouts remembered until the trainer speaks of them")
+    join_tokens: int = Field(8_000_000, ge=1, description="tokens of those rollouts at most (about 20 bytes each)")
     join_seconds: float = Field(600.0, gt=0, description="how long the trainer's word waits for a rollout that has not arrived yet")
     inbox_rollouts: int = Field(4096, ge=1, description="rollouts held while the scorer is busy; beyond it taps are told to wait")
 

@@ -201,6 +201,17 @@ def _value(row: Any, name: str) -> float | None:
     return None if value is None or value != value else float(value)
 
 
+def compared(shot: Snapshot) -> None:
+    """The same numbers for each thing that is compared: mismatch is not staleness, served is not trained on."""
+    rows = words.compared(shot.status.get("populations") or {})
+    if not rows:
+        return
+    with st.container(border=True, key="compared"):
+        st.markdown("**What is compared**")
+        st.caption("Over the last batches. Alarms look at the first line alone.")
+        st.markdown("\n".join(f"- {plain(what)}: **{plain(numbers)}**" for what, numbers in rows))
+
+
 def events(shot: Snapshot) -> None:
     """The newest events, newest first."""
     with st.container(border=True, key="events"):

@@ -216,3 +216,19 @@ def losses(counts: Mapping[str, Any]) -> list[tuple[str, int]]:
         if name not in LOSSES and name.startswith(("dropped", "refused", "unscored", "skipped", "error")) and value:
             shown.append((name.replace("_", " "), int(value)))
     return sorted(shown, key=lambda item: -item[1])
+
+
+COMPARED = {
+    "served": "what the engine samples, against the weights that generated it", "trained": "only what the trainer learns from",
+    "hinted": "rollouts kept for looking odd", "lagged": "against a trainer that had moved on: staleness included",
+    "stale": "staleness alone: newest weights against the generating ones", "trainer_check": "the trainer's own logprobs against the shadow's",
+    "estimate": "everything served, estimated from what was scored",
+}
+"""Population → what its numbers compare."""
+
+
+def compared(populations: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str]]:
+    """(what is compared, its numbers) of every population with tokens, in a fixed order."""
+    return [(text, f"mean |d| {number(populations[name].get('mean_abs_d'))} nats, clip rate {percent(populations[name].get('clip_rate'))}, "
+                   f"{populations[name].get('n_tokens', 0):,.0f} tokens")
+            for name, text in COMPARED.items() if name in populations]

@@ -158,3 +158,11 @@ def test_the_trainers_metrics_are_found_under_the_name_their_framework_uses():
 def test_the_page_is_served_on_loopback_and_tells_nobody():
     argv = launch.command(port=8599)
     assert "--server.address=127.0.0.1" in argv and "--browser.gatherUsageStats=false" in argv and "--client.showErrorDetails=none" in argv
+
+
+def test_what_is_compared_is_told_apart_in_a_fixed_order():
+    rows = words.compared({"stale": {"n_tokens": 50.0, "mean_abs_d": 0.2, "clip_rate": 0.1},
+                           "served": {"n_tokens": 7315.0, "mean_abs_d": 0.0231, "clip_rate": 0.012}, "unheard_of": {"n_tokens": 1.0}})
+    assert [what.split(",")[0] for what, _ in rows] == ["what the engine samples", "staleness alone: newest weights against the generating ones"]
+    assert rows[0][1].startswith("mean |d| 0.0231 nats, clip rate 1.2") and "7,315 tokens" in rows[0][1]
+    assert words.compared({}) == []

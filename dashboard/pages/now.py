@@ -68,6 +68,7 @@ def _below(window: str) -> None:
     if shot is None:
         return
     _safely(_charts, shot)
+    _safely(panels.compared, shot)
     left, right = st.columns(2, gap="medium")
     with left:
         _safely(panels.events, shot)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -213,10 +213,27 @@ async def serve(config: Config) -> None:
         daemon.say("daemon", "Klaxon stops", {})
 
 
+def _tcp(daemon: Daemon, common: dict[str, Any]) -> uvicorn.Config:
+    """The port's server, with TLS where a certificate is configured.
+
+    Raises:
+        ConfigError: certificate and key cannot be used.
+    """
+    address = daemon.config.daemon
+    config = uvicorn.Config(daemon.api, host=address.host, port=address.port, ssl_certfile=address.tls_cert or None,
+                            ssl_keyfile=address.tls_key or None, **common)
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"daemon.tls_cert, daemon.tls_key: {address.tls_cert} and {address.tls_key} cannot be used "
+                          f"({error.strerror or error})") from None
+    return config
+
+
 def _servers(daemon: Daemon) -> list[uvicorn.Server]:
     common = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 2, "lifespan": "off"}
     address = daemon.config.daemon
-    servers = [uvicorn.Server(uvicorn.Config(daemon.api, host=address.host, port=address.port, **common))]
+    servers = [uvicorn.Server(_tcp(daemon, common))]
     if daemon.config.sources.tap:
         daemon.socket.unlink(missing_ok=True)
         servers.append(uvicorn.Server(uvicorn.Config(daemon.api, uds=str(daemon.socket), **common)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from collector.records import LogprobsMode, Sampling
 
@@ -26,9 +28,18 @@ class DaemonConfig(BaseModel):
     socket: str = Field("", description="Unix socket for taps on this machine; empty = <run.dir>/klaxon.sock")
     token_env: str = Field("KLAXON_TOKEN", description="environment variable that holds the tap token; unset = no token asked")
     token_file: str = Field("", description="file that holds the tap token instead (a mounted secret)")
+    tls_cert: str = Field("", description="certificate (PEM) for taps on other machines; with tls_key the port speaks https, the socket stays as it is")
+    tls_key: str = Field("", description="its private key (PEM, a mounted secret)")
     batch_seconds: float = Field(120.0, gt=0, description="length of one batch: the tick of every detector, seconds")
     recovery_batches: int = Field(10, ge=1, description="an alarm resolves when a fresh detector sees nothing in this many batches (or twice the alarm's own delay, if longer)")
     watermark_seconds: float = Field(10.0, ge=0, description="how long a batch waits for late rollouts after its end, seconds")
+
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert and tls_key belong together: set both or none")
+        return self
 
 
 class EngineConfig(BaseModel):

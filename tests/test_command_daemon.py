@@ -1,5 +1,6 @@
 """`klaxon run`, `status`, `check` and `export` as a user types them, against a real daemon process."""
 
+import contextlib
 import json
 import os
 import signal
@@ -33,6 +34,18 @@ def klaxon(*arguments, **environment):
 
 def start(config):
     return subprocess.Popen([sys.executable, "-m", "klaxon", "run", "--config", str(config)], stderr=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def daemon_of(config, url):
+    """A running daemon that answers, stopped cleanly afterwards."""
+    daemon = start(config)
+    try:
+        wait(lambda: get(url, "/healthz")["ok"])
+        yield daemon
+    finally:
+        daemon.terminate()
+        assert daemon.wait(20) == 0
 
 
 def wait(condition, seconds=40.0):

@@ -62,7 +62,7 @@ class Run:
         self.post("/reset_prefix_cache")
         self.post("/resume")
         before, rng = len(self.daemon.of("rollout")), np.random.default_rng(1)
-        body = {"model": MODEL_NAME, "max_tokens": TOKENS, "min_tokens": TOKENS, "temperature": 0.7, "logprobs": 1}
+        body = {"model": MODEL_NAME, "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0.7, "logprobs": 1}
         with ThreadPoolExecutor(6) as pool:
             asked = [pool.submit(self.post, "/v1/completions", json=body | {"prompt": [1, *rng.integers(300, 20_000, 90).tolist()]}) for _ in range(6)]
             time.sleep(4)

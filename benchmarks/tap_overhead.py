@@ -5,6 +5,7 @@
 A = the tap silent (its kill file is there), B = the tap at work at 100 % capture, in pairs, the order of each pair drawn by a
 coin. Throughput ratio B / A with its 95 % interval (t over log ratios), and CPU seconds of the engine's processes for 1,000 tokens.
 Once with the daemon alive (it takes every rollout), once hung (it accepts and never answers), once dead (nobody listens).
+`forced` is apart: the requests ask for no logprobs, B has the engine compute one per token all the same (KLAXON_FORCE_LOGPROBS=1).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Taker(BaseHTTPRequestHandler):
 @contextmanager
 def daemon(state: str) -> Iterator[tuple[str, object]]:
     """A URL whose daemon is alive, hung or dead."""
-    if state == "alive":
+    if state in ("alive", "forced"):
         server = ThreadingHTTPServer(("127.0.0.1", 0), Taker)
         server.bodies = 0
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -87,9 +88,9 @@ def cpu_seconds(root: int) -> float:
     return sum(spent.get(pid, 0.0) for pid in family)
 
 
-def burst(client: httpx.Client, pool: ThreadPoolExecutor) -> tuple[float, int]:
-    """(seconds, tokens) of one burst of concurrent requests."""
-    body = {"model": MODEL_NAME, "max_tokens": TOKENS, "min_tokens": TOKENS, "temperature": 0.7, "logprobs": 1, "ignore_eos": True}
+def burst(client: httpx.Client, pool: ThreadPoolExecutor, *, ask: bool) -> tuple[float, int]:
+    """(seconds, tokens) of one burst of concurrent requests, which ask for logprobs or do not."""
+    body = {"model": MODEL_NAME, "max_tokens": TOKENS, "temperature": 0.7, "ignore_eos": True} | ({"logprobs": 1} if ask else {})
     prompts = [[1, *random.sample(range(300, 40_000), 20)] for _ in range(REQUESTS)]
     began = time.perf_counter()
     answers = list(pool.map(lambda prompt: client.post("/v1/completions", json=body | {"prompt": prompt}).raise_for_status().json(), prompts))
@@ -98,29 +99,30 @@ def burst(client: httpx.Client, pool: ThreadPoolExecutor) -> tuple[float, int]:
 
 def measure(state: str, pairs: int) -> dict[str, object]:
     """The A/B of one state of the daemon."""
+    forced = state == "forced"
     with tempfile.TemporaryDirectory() as folder, daemon(state) as (url, server):
         kill = Path(folder) / "off"
         engine = Engine(model=Path(DEFAULT_FOLDER).resolve(), port=free_port(8310), log=Path(folder) / "engine.log",
-                        tap={"KLAXON_URL": url, "KLAXON_KILL_FILE": str(kill)})
+                        tap={"KLAXON_URL": url, "KLAXON_KILL_FILE": str(kill)} | ({"KLAXON_FORCE_LOGPROBS": "1"} if forced else {}))
         engine.start()
         try:
             engine.wait_ready()
             with httpx.Client(base_url=engine.url, timeout=300.0, trust_env=False) as client, ThreadPoolExecutor(REQUESTS) as pool:
-                burst(client, pool)
-                found = [_pair(client, pool, kill, engine.child.pid) for _ in range(pairs)]
+                burst(client, pool, ask=not forced)
+                found = [_pair(client, pool, kill, engine.child.pid, ask=not forced) for _ in range(pairs)]
         finally:
             engine.stop()
         return _summary(state, found) | {"bodies_taken": getattr(server, "bodies", None)}
 
 
-def _pair(client: httpx.Client, pool: ThreadPoolExecutor, kill: Path, pid: int) -> dict[str, tuple[float, float]]:
+def _pair(client: httpx.Client, pool: ThreadPoolExecutor, kill: Path, pid: int, *, ask: bool) -> dict[str, tuple[float, float]]:
     """{"A" or "B": (tokens a second, CPU seconds for 1,000 tokens)}."""
     found = {}
     for arm in random.sample("AB", 2):
         kill.touch() if arm == "A" else kill.unlink(missing_ok=True)
         time.sleep(KILL_SECONDS)
         before = cpu_seconds(pid)
-        seconds, tokens = burst(client, pool)
+        seconds, tokens = burst(client, pool, ask=ask)
         found[arm] = (tokens / seconds, 1000 * (cpu_seconds(pid) - before) / tokens)
     return found
 
@@ -139,7 +141,7 @@ def main() -> None:
     """Print one line a state."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--states", default="alive,hung,dead")
+    parser.add_argument("--states", default="alive,hung,dead,forced")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     for state in options.states.split(","):

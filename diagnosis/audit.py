@@ -71,6 +71,8 @@ def _contradictions(rollout: Rollout) -> list[tuple[str, str]]:
         ours, theirs = _value(rollout.sampling, name), _value(rollout.engine_sampling, name)
         if ours is not None and theirs is not None and abs(ours - theirs) > 1e-9:
             found.append((f"the engine sampled with {name} = {theirs:g}, the trainer assumes {ours:g}", cause))
+    if masks := rollout.labels.get("masks"):
+        found.append((f"requests use {masks}: the engine leaves out or reweights tokens the trainer counts", "truncation"))
     return found
 
 

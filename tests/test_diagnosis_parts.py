@@ -107,6 +107,11 @@ def test_a_claimed_raw_mode_is_no_contradiction_when_the_trainer_samples_plainly
     assert [fact.cause for fact in rollout_facts([warm])] == ["raw_logprobs"]
 
 
+def test_masks_the_trainer_does_not_know_are_a_fact_of_truncation() -> None:
+    fact, = rollout_facts([made(np.array([-1.0]), labels={"masks": "min_tokens"})])
+    assert fact.cause == "truncation" and "min_tokens" in fact.text
+
+
 def test_top_k_minus_one_and_zero_both_mean_off() -> None:
     assert rollout_facts([made(np.array([-1.0]), sampling=Sampling(top_k=-1), engine_sampling=Sampling(top_k=0))]) == ()
 

@@ -68,6 +68,11 @@ def test_a_finished_request_is_reported_and_the_caller_gets_what_vllm_made(tap):
     assert tap.sender.items == [2 * 2 + 1] and (tap.reported, tap.faults) == (1, 0)
 
 
+def test_what_bends_the_distribution_beyond_the_usual_parameters_is_named(tap):
+    finish(tap, begun(tap, request(min_tokens=8, logit_bias=None, structured_outputs=object())))
+    assert tap.sender.messages[0]["labels"] == {"masks": "min_tokens,structured_outputs"}
+
+
 def test_a_request_that_goes_on_is_not_reported(tap):
     finish(tap, begun(tap, request()), reason=None)
     assert tap.sender.messages == []

@@ -11,11 +11,20 @@ TOP_MAX = 32  # `logprobs=-1` reports the whole vocabulary; nobody downstream re
 WHOLE_VOCABULARY = 1 << 17
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
+MASKS = ("min_tokens", "logit_bias", "allowed_token_ids", "bad_words", "structured_outputs", "guided_decoding", "thinking_token_budget")
+"""Parameters that change the distribution beyond SAMPLING; a trainer that recomputes logprobs does not know them."""
+
 
 def sampling_json(params: Any) -> dict[str, float]:
     """The engine-resolved sampling parameters."""
     found = {name: getattr(params, name, None) for name in SAMPLING}
     return {name: value for name, value in found.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+
+
+def masks_label(params: Any) -> dict[str, str]:
+    """{"masks": "min_tokens"} when the request bends the distribution in a way the trainer cannot see; else {}."""
+    used = [name for name in MASKS if getattr(params, name, None)]
+    return {"masks": ",".join(used)} if used else {}
 
 
 def logprobs_json(token_ids: list[int], logprobs: Any) -> tuple[list[float | None], list[list[list[Any]] | None]]:
@@ -69,7 +78,8 @@ def message(*, request_id: str, prompt: list[int], tokens: list[int], logprobs: 
     out: dict[str, Any] = {
         "kind": "rollout", "schema": 1, "source": "plugin", "engine": engine, "request_id": request_id,
         "finished_at": finished_at, "prompt_token_ids": prompt, "token_ids": tokens, "logprobs": sampled,
-        "top_logprobs": top, "engine_sampling": sampling_json(params), "finish_reason": finish_reason, "labels": labels,
+        "top_logprobs": top, "engine_sampling": sampling_json(params), "finish_reason": finish_reason,
+        "labels": labels | masks_label(params),
         "aborted": finish_reason == "abort",
     }
     if spans := spans_json(starts, len(tokens)):

@@ -54,6 +54,8 @@ def late(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Itera
         mask_T = rollout.sampled_mask_T if rollout.loss_mask_T is None else rollout.sampled_mask_T & rollout.loss_mask_T
         if mask_T.any():
             yield from _slices(replace(rollout, sampled_mask_T=mask_T), score, config, "trained")
+    if score is not None and rollout.dropped:
+        yield from _slices(rollout, score, config, "dropped")
     yield from _stale(rollout, shadow, config)
     if trainer is None:
         return

@@ -66,6 +66,6 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _compared(populations: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
     """What is compared besides what was served."""
-    words = {"trained": "trained on", "lagged": "trainer moved on", "stale": "staleness alone", "estimate": "estimate for all", "trainer_check": "trainer against shadow"}
+    words = {"trained": "trained on", "dropped": "dropped by the trainer", "lagged": "trainer moved on", "stale": "staleness alone", "estimate": "estimate for all", "trainer_check": "trainer against shadow"}
     return [(words[name], f"mean |d| {values['mean_abs_d']:.4f} nats, clip rate {values['clip_rate']:.1%}, {values['n_tokens']:,.0f} tokens")
             for name, values in populations.items() if name in words]

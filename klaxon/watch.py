@@ -93,6 +93,7 @@ class Watch(threading.Thread):
     def _take(self, batch: BatchStats, now: float) -> None:
         counts = dict(Counter(batch.counts) + Counter(self.hooks.take_counts()))
         batch = replace(batch, counts=counts)
+        self.counts["late"] += counts.get("late", 0)
         own = facts(batch, None, self.config.detectors.facts)
         batch = replace(batch, facts=(*own, *self._noted.values()))
         self._noted.clear()

@@ -104,6 +104,7 @@ class TrainerTail:
 
     def __init__(self, path: str | Path) -> None:
         self._tail = JsonLinesTail(path)
+        self.counts = self._tail.counts  # tail_rotated, tail_truncated
 
     def poll(self) -> list[TrainerWord | InputError]:
         """New lines, a refused one as its InputError."""

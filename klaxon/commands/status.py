@@ -60,6 +60,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("tokens", f"{counts.get('tokens_scored', 0)} scored" + (f", {speed:.0f} a second" if speed else "")),
         ("mean |d|", "no comparison yet" if floor is None else f"{floor:.4f} nats while healthy (median of batches)"),
         *_compared(found.get("populations", {})),
+        *_stale(found.get("staleness") or []),
         ("weights", f"engine {weights.get('engine_version')}, trainer {weights.get('trainer_version')}, lag {weights.get('lag')}"),
         ("taps", taps),
     ]
@@ -84,6 +85,14 @@ def _odd(counts: dict[str, int]) -> list[tuple[str, str]]:
             odd[word] = odd.get(word, 0) + count
     lines = [("refused", ", ".join(refused)), ("odd input", ", ".join(f"{count} {word}" for word, count in odd.items()))]
     return [(name, text) for name, text in lines if text]
+
+
+def _stale(lags: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What share of the difference to the newest weights is staleness, and what share mismatch."""
+    shown = [(f"{one['lag']} behind" if one["lag"] is not None else "all lags", one) for one in lags[-4:]]
+    return [(f"stale, {name}", f"staleness {one['staleness_nats']:.4f} nats ({one['staleness_share']:.0%}), "
+                               f"mismatch {one['mismatch_nats']:.4f} nats ({one['mismatch_share']:.0%}) of {one['total_nats']:.4f}")
+            for name, one in shown if one["staleness_share"] is not None]
 
 
 def _compared(populations: dict[str, dict[str, float]]) -> list[tuple[str, str]]:

@@ -25,9 +25,9 @@ TRAINER = """
 import datetime, json, sys, threading, time, urllib.request
 import torch, torch.distributed as dist
 group, url = sys.argv[1:]
-dist.init_process_group("gloo", init_method=group, rank=0, world_size=2, timeout=datetime.timedelta(seconds=60))
+dist.init_process_group("gloo", init_method=group, rank=0, world_size=2, timeout=datetime.timedelta(seconds=180))
 urllib.request.install_opener(urllib.request.build_opener(urllib.request.ProxyHandler({})))
-for attempt in range(600):  # a trainer asks for updates only once its receivers answer
+for attempt in range(1800):  # a trainer asks for updates only once its receivers answer
     try:
         urllib.request.urlopen(url + "/health", timeout=5)
         break
@@ -40,7 +40,7 @@ for version in (1, 2):
     body = json.dumps({"kind": "weight_update_request", "version": version, "parameters_info": info}).encode()
     post = urllib.request.Request(url + "/receive_weight_update", body, {"Content-Type": "application/json"})
     answers = []
-    asking = threading.Thread(target=lambda: answers.append(urllib.request.urlopen(post, timeout=60).status))
+    asking = threading.Thread(target=lambda: answers.append(urllib.request.urlopen(post, timeout=180).status))
     asking.start()
     for one in weights.values():
         dist.broadcast(one, src=0)
@@ -69,8 +69,8 @@ def test_what_a_trainer_broadcasts_is_written_and_believed(tmp_path: Path) -> No
     url = f"http://127.0.0.1:{port}"
     with running("-c", TRAINER, group, url) as trainer, running(
             "-m", "klaxon", "receive-weights", "--group", group, "--rank", "1", "--world-size", "2", "--model", str(model),
-            "--out", str(out), "--listen", f"127.0.0.1:{port}", "--transport", "gloo", "--timeout", "60", "--keep", "1") as receiver:
-        said, errors = trainer.communicate(timeout=90)
+            "--out", str(out), "--listen", f"127.0.0.1:{port}", "--transport", "gloo", "--timeout", "180", "--keep", "1") as receiver:
+        said, errors = trainer.communicate(timeout=240)
         assert trainer.returncode == 0, errors
         assert said.splitlines() == ["1 200", "2 200"]
         assert wait(lambda: get(url, "/health"))["received"] == ["2"]

@@ -22,7 +22,7 @@ import numpy as np
 
 from collector.config import SignalsConfig
 from collector.populations import slices_of
-from collector.records import Rollout
+from collector.records import Rollout, Score
 from collector.sampler import TwoCoinSampler
 from collector.signals import merge, total, weighted
 from collector.signals import metrics as signals_of
@@ -31,6 +31,7 @@ from collector.sources.rollout_json import read_rollouts
 from detectors.config import DetectorsConfig
 from detectors.gains import rollout_gains
 
+SCORES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "diagnosis"
 RECORDINGS = Path(__file__).resolve().parent.parent / "klaxon" / "recordings"
 GROUPS_A_MINUTE = {"busy": 40, "quiet": 8}
 GROUP = 4
@@ -122,6 +123,49 @@ def _resampled(rng: np.random.Generator, rollout: Rollout) -> Rollout:
     return replace(rollout, completion_tokens_T=tokens, engine_logprobs_T=logprobs)
 
 
+def scored_pool() -> list[tuple[Rollout, Score]]:
+    """A healthy recording with the shadow's kept scores: raw, temperatures, weights and prefix cache of one version before."""
+    kept = np.load(SCORES / "healthy_v2.scores.npz")
+    views = {"expected": kept["expected||"], "raw": kept["raw||"], "stale_weights": kept["expected|1|"], "stale_prefix_cache": kept["expected||1"]}
+    views |= {name.rstrip("|"): kept[name] for name in kept.files if name.startswith("temperature:")}
+    rollouts = {item.request_id: item for item in read_rollouts(SCORES / "healthy_v2.jsonl") if isinstance(item, Rollout)}
+    return [(rollouts[name], Score(request_id=name, views={view: values[start:end] for view, values in views.items()}))
+            for name, (start, end) in zip(kept["ids"].tolist(), kept["places"], strict=True)]
+
+
+def explanation_bets(rng: np.random.Generator, pool: list[tuple[Rollout, Score]], *, minutes: int) -> dict[str, float]:
+    """Mean e-values of the explanation bets of what the base coin keeps, ten times over budget, beside those of everything.
+
+    The null is made exact: every token's report is the expected logprob plus or minus the recorded difference, by a fair coin,
+    so its median is the expected one. Each stream (explanation and fraction) is one of `streams`; the worst is told.
+    """
+    detectors, scores = DetectorsConfig(), {rollout.request_id: score for rollout, score in pool}
+    pools = {name: [rollout for rollout, _ in pool] for name in GROUPS_A_MINUTE}
+    sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=budget(pools)))
+    kept: dict[str, list[float]] = {}
+    everything: dict[str, list[float]] = {}
+    offered = taken = 0
+    for number in range(minutes):
+        for rollout in traffic(rng, {name: [replace(r, labels={"of": r.request_id}) for r in rs] for name, rs in pools.items()}, number):
+            score = scores[rollout.labels["of"]]
+            expected = score.views["expected"]
+            side = np.where(rng.random(expected.size) < 0.5, 1.0, -1.0)
+            fair = replace(rollout, engine_logprobs_T=(expected + side * (rollout.engine_logprobs_T - expected)).astype(np.float32))
+            gains = {name: gain for name, gain in rollout_gains(fair, score, detectors).items() if name.startswith("explain:")}
+            drawn = sampler.draw(fair, now=60.0 * number).rollout
+            offered, chosen = offered + 1, drawn is not None and drawn.base_coin and number > 0
+            taken += chosen
+            for into in (everything, kept) if chosen else (everything,):
+                for name, gain in gains.items():
+                    into.setdefault(name, []).append(float(np.exp(gain)))
+    worst = max(kept, key=lambda name: np.mean(kept[name]))
+    error = np.std(kept[worst]) / np.sqrt(len(kept[worst]))
+    z = max((np.mean(values) - 1) / (np.std(values) / np.sqrt(len(values)) + 1e-12) for values in kept.values())
+    return {"streams": len(kept), "rollouts": taken, "share_kept": taken / offered, "largest_mean_e": float(np.mean(kept[worst])),
+            "its_standard_error": float(error), "largest_z_above_1": float(z),
+            "its_mean_e_of_everything": float(np.mean(everything[worst]))}
+
+
 def rare(rng: np.random.Generator, pool: list[Rollout], *, hint: bool, repeats: int) -> dict[str, float]:
     """Scored tokens until the first of 1-in-1,000 bad rollouts is scored: two coins, and one uniform coin of the same budget."""
     pools = {name: pool for name in GROUPS_A_MINUTE}
@@ -161,7 +205,7 @@ def _until_found(rng: np.random.Generator, pools: dict[str, list[Rollout]], samp
 
 
 def main() -> None:
-    """Print the three answers."""
+    """Print the answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=int, default=10, help="of traffic in each repeat of the estimates")
     parser.add_argument("--repeats", type=int, default=60)
@@ -172,6 +216,7 @@ def main() -> None:
     found = {
         "estimates": estimates(rng, {"busy": healthy, "quiet": off}, minutes=options.minutes, repeats=options.repeats),
         "bets": bets(rng, healthy, minutes=options.minutes * 10),
+        "explanation_bets": explanation_bets(rng, scored_pool(), minutes=options.minutes * 10),
         "rare_with_hint": rare(rng, healthy, hint=True, repeats=options.repeats),
         "rare_without_hint": rare(rng, healthy, hint=False, repeats=options.repeats),
     }

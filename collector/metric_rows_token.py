@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from collector.metric_values import (
-    Alias, Metric, clustered_error, count, effective_share, extreme, largest_k3, minus_one, pearson, per_token,
+    Alias, Metric, beside_stale, clustered_error, count, effective_share, extreme, lag_share, largest_k3, minus_one, pearson, per_token,
     quantile_abs, quantile_signed, ratio, read, spread, unmasked_k3)
 from collector.signal_sums import LOG_RATIO_CAP
 
@@ -151,4 +151,18 @@ PROBABILITIES = (
            aliases=(Alias("PipelineRL", "rl/entropy", "mean per sequence first"), Alias("verl", "actor/entropy"), Alias("TRL", "entropy"))),
 )
 
-TOKEN_ROWS = (*LOG_RATIO, *DIVERGENCES, *CLIPPING, *CORRECTIONS, *PROBABILITIES)
+STALE = "slices of population stale: tokens with a finite logprob of the engine, the generating and the newest weights"
+
+LAG = (
+    Metric(name="lag_mismatch_abs_d", formula="mean |m|, m = log q − log p at the generating version", direction=EVEN, level="token", unit="nats",
+           sums=("lag_mismatch", "lag_total2"), value=beside_stale("lag_mismatch"), mask=STALE),
+    Metric(name="lag_total_abs_d", formula="mean |t|, t = log q_newest − log p = m + d, d the staleness", direction=EVEN, level="token", unit="nats",
+           sums=("lag_total", "lag_total2"), value=beside_stale("lag_total"), mask=STALE),
+    Metric(name="mismatch_share", formula="mean(m t) / mean(t²)", direction=EVEN, level="token", unit="fraction",
+           sums=("d2", "lag_mismatch2", "lag_total2"), value=lag_share("lag_mismatch2", "d2"), mask=STALE),
+    Metric(name="staleness_share", formula="mean(d t) / mean(t²) = 1 − mismatch_share", direction=EVEN, level="token", unit="fraction",
+           sums=("d2", "lag_mismatch2", "lag_total2"), value=lag_share("d2", "lag_mismatch2"), mask=STALE),
+)
+"""Mismatch and staleness in the difference a trainer that has moved on sees; by lag, since stale slices carry it as their version."""
+
+TOKEN_ROWS = (*LOG_RATIO, *DIVERGENCES, *CLIPPING, *CORRECTIONS, *PROBABILITIES, *LAG)

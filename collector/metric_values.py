@@ -148,6 +148,16 @@ def unmasked_k3(stats: SliceStats) -> float:
     return ratio(read(stats, "k3") - read(stats, "dppo_k3"), n - masked)
 
 
+def lag_share(own: str, other: str) -> Value:
+    """Share in mean t² of one of its two parts, t = mismatch + staleness: E[part · t] / E[t²], from the sums of squares of both."""
+    return lambda stats: ratio(read(stats, own) + read(stats, "lag_total2") - read(stats, other), 2 * read(stats, "lag_total2"))
+
+
+def beside_stale(name: str) -> Value:
+    """Mean over the tokens of stale slices; NaN for every other population."""
+    return lambda stats: ratio(read(stats, name), stats.n_tokens) if read(stats, "lag_total2") else math.nan
+
+
 def quantile_abs(level: float) -> Value:
     """A quantile of |d|."""
     return lambda stats: quantile(stats.hist_pos + stats.hist_neg, level)

@@ -7,14 +7,14 @@ opinion on the same weights. One that had moved on measures mismatch and stalene
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from collector.config import SignalsConfig
 from collector.records import Rollout, Score, SliceStats
-from collector.signals import slice_stats, trainer_score
+from collector.signals import metrics, slice_stats, total, trainer_score
 
 NEWEST_VIEW = "newest"
 """View "newest:3" = the newest published weights, three versions after the generating ones."""
@@ -54,6 +54,8 @@ def late(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Itera
         mask_T = rollout.sampled_mask_T if rollout.loss_mask_T is None else rollout.sampled_mask_T & rollout.loss_mask_T
         if mask_T.any():
             yield from _slices(replace(rollout, sampled_mask_T=mask_T), score, config, "trained")
+    if score is not None and rollout.dropped:
+        yield from _slices(rollout, score, config, "dropped")
     yield from _stale(rollout, shadow, config)
     if trainer is None:
         return
@@ -70,9 +72,42 @@ def _stale(rollout: Rollout, shadow: Score | None, config: SignalsConfig) -> Ite
     for name in shadow.views if shadow is not None else ():
         kind, _, lag = name.partition(":")
         if kind == NEWEST_VIEW:
-            generating = replace(rollout, engine_logprobs_T=shadow.views["expected"])
-            for item in slice_stats(generating, shadow, limits=config.limits(), view=name):
-                yield replace(item, population="stale", version=f"lag {lag}")
+            yield from _aged(rollout, shadow, config, name, lag)
+
+
+def _aged(rollout: Rollout, shadow: Score, config: SignalsConfig, newest: str, lag: str) -> Iterator[SliceStats]:
+    """d = newest − generating of one rollout; beside it, on the same tokens, what mismatch and both together are."""
+    finite_T = np.isfinite(rollout.engine_logprobs_T) & np.isfinite(shadow.views["expected"]) & np.isfinite(shadow.views[newest])
+    served = replace(rollout, sampled_mask_T=rollout.sampled_mask_T & finite_T)
+    generating = replace(served, engine_logprobs_T=shadow.views["expected"])
+    limits = config.limits()
+    stale = slice_stats(generating, shadow, limits=limits, view=newest)
+    apart = (slice_stats(served, shadow, limits=limits), slice_stats(served, shadow, limits=limits, view=newest))
+    for item, mismatch, whole in zip(stale, *apart, strict=True):
+        sums = {"lag_mismatch": mismatch.sums["abs_d"], "lag_mismatch2": mismatch.sums["d2"],
+                "lag_total": whole.sums["abs_d"], "lag_total2": whole.sums["d2"]}
+        yield replace(item, population="stale", version=f"lag {lag}", sums={**item.sums, **sums})
+
+
+def shares_by_lag(slices: Iterable[SliceStats]) -> list[dict[str, float | int | None]]:
+    """How much of engine-against-newest-weights is mismatch and how much staleness: one entry a lag, then one for all (lag None).
+
+    nats: mean |d| of mismatch, staleness and both together, on the same tokens. The shares are of the mean d² and add up to 1;
+    one is negative where mismatch and staleness point in opposite directions.
+    """
+    groups: dict[int | None, list[SliceStats]] = {}
+    for item in slices:
+        if item.population == "stale" and item.sums.get("lag_total2"):
+            lag = int((item.version or "").removeprefix("lag ") or 0)
+            groups.setdefault(lag, []).append(item)
+    everything = [item for items in groups.values() for item in items]
+    found: list[dict[str, float | int | None]] = []
+    for lag, items in [*sorted(groups.items()), *([(None, everything)] if everything else [])]:
+        values = metrics(total(items, population="stale"))
+        found.append({"lag": lag, "tokens": int(values["n_tokens"]), "mismatch_nats": values["lag_mismatch_abs_d"],
+                      "staleness_nats": values["mean_abs_d"], "total_nats": values["lag_total_abs_d"],
+                      "mismatch_share": values["mismatch_share"], "staleness_share": values["staleness_share"]})
+    return found
 
 
 def needed_later(shadow: Score) -> dict[str, np.ndarray]:

@@ -24,10 +24,11 @@ CAUSES = (
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "unknown"]
 Traffic = Literal["train", "eval", "judge", "warmup", "canary", "unknown"]
 
-Population = Literal["served", "hinted", "trained", "lagged", "stale", "trainer_check"]
+Population = Literal["served", "hinted", "trained", "dropped", "lagged", "stale", "trainer_check"]
 """What a slice compares. served: what the engine sampled, against the generating version (shadow, else the trainer).
 hinted: the same of rollouts kept for looking odd, which would bend an unweighted mean.
-trained: only the tokens the trainer learns from. lagged: engine against a trainer that had moved on to other weights,
+trained: only the tokens the trainer learns from. dropped: rollouts the trainer threw away (a group without spread, a filter).
+lagged: engine against a trainer that had moved on to other weights,
 so mismatch and staleness mixed. stale: staleness alone, the generating version against the newest one, both by the shadow;
 its slices carry the lag ("lag 3") in place of the version. trainer_check: the trainer's own logprobs against the shadow's."""
 

@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from collector import signals
+from collector.metric_values import Metric
 from collector.records import SliceStats
+from collector.series_signals import chosen, signal_columns
 from collector.store import Store
 from collector.store_schema import SERIES, SERIES_COUNTS, finite, newest_version, slice_from
 
@@ -38,14 +40,34 @@ _POINT = """
 
 def read_series(store: Store, *, start: float | None = None, end: float | None = None, max_points: int = 600,
                 replica: str | None = None, position: str | None = None, version: str | None = None,
-                population: str = "served") -> pa.Table:
-    """One row a point, oldest first; times are UTC seconds, d in nats, rates are fractions. Metrics are null where nothing was scored."""
+                population: str = "served", names: Sequence[str] = ()) -> pa.Table:
+    """One row a point, oldest first; times are UTC seconds, d in nats, rates are fractions. Metrics are null where nothing was scored.
+
+    `names`: any signals of the metric table, from exact sums, with name:min and name:max over the batches of the point; they
+    come beside the usual columns, and in the place of one of their name.
+
+    Raises:
+        ValueError: no such signal, or too many.
+    """
+    wanted = chosen(names)
     span = _span(start, end, max_points)
     filters = {key: value for key, value in (("replica", replica), ("position", position), ("version", version))
                if value is not None}
-    if not filters and population == "served":
-        return _whole(store, span)
-    return _filtered(store, span, filters, population)
+    table = _whole(store, span) if not filters and population == "served" else _filtered(store, span, filters, population)
+    return _with_signals(store, table, wanted, span, filters, population) if wanted else table
+
+
+def _with_signals(store: Store, table: pa.Table, wanted: Sequence[Metric], span: list[Any], filters: dict[str, str],
+                  population: str) -> pa.Table:
+    plain = not filters and population == "served"
+    where = "" if plain else " AND ".join([f"{_POPULATION} = ?", *(f"s.{key} = ?" for key in filters)])
+    order = store.query_arrow(f"{_BUCKETS} SELECT DISTINCT bucket FROM bucketed ORDER BY bucket", span)["bucket"].to_pylist()
+    added = signal_columns(store, wanted, buckets=_BUCKETS, span=span, order=order, where=where,
+                           values=[] if plain else [population, *filters.values()])
+    for name in added.column_names:
+        place = table.schema.get_field_index(name)
+        table = table.append_column(name, added[name]) if place < 0 else table.set_column(place, name, added[name])
+    return table
 
 
 def _whole(store: Store, span: list[Any]) -> pa.Table:
@@ -93,12 +115,13 @@ def _point_of(slices: Sequence[SliceStats], population: str) -> dict[str, Any]:
 
 
 def read_slices(store: Store, *, start: float | None = None, end: float | None = None,
-                by: Sequence[str] = SLICE_KEYS, population: str = "served") -> pa.Table:
-    """Slices of a time range put together by `by`, with their metrics; without a start the newest 64 batches.
+                by: Sequence[str] = SLICE_KEYS, population: str = "served", names: Sequence[str] = ()) -> pa.Table:
+    """Slices of a time range put together by `by`, with their metrics and the signals in `names`; without a start the newest 64 batches.
 
     Raises:
-        ValueError: `by` names something that is no slice key.
+        ValueError: `by` names something that is no slice key, or `names` no signal.
     """
+    wanted = [metric for metric in chosen(names) if metric.name not in (*SERIES, *SERIES_COUNTS, "n_tokens", "n_sequences")]
     if unknown := set(by) - set(SLICE_KEYS):
         raise ValueError(f"by: {', '.join(sorted(unknown))} is none of {', '.join(SLICE_KEYS)}")
     if start is None:
@@ -109,11 +132,19 @@ def read_slices(store: Store, *, start: float | None = None, end: float | None =
     for row in found.to_pylist(maps_as_pydicts="strict"):
         groups[tuple(row[key] for key in by)].append(slice_from(row))
     rows = [dict(zip(by, key, strict=True)) | {"n_sequences": float(sum(item.n_sequences for item in items))}
-            | _point_of(items, population) for key, items in groups.items()]
+            | _point_of(items, population) | _more(items, population, wanted) for key, items in groups.items()]
     types = {"cached": pa.bool_()}
     schema = pa.schema([*((key, types.get(key, pa.string())) for key in by), ("n_sequences", pa.float64()),
-                        *(field for field in _POINT_SCHEMA if not field.name.endswith(("_min", "_max")))])
+                        *(field for field in _POINT_SCHEMA if not field.name.endswith(("_min", "_max"))),
+                        *((metric.name, pa.float64()) for metric in wanted)])
     return pa.Table.from_pylist(sorted(rows, key=lambda row: -row["n_tokens"]), schema=schema)
+
+
+def _more(items: Sequence[SliceStats], population: str, wanted: Sequence[Metric]) -> dict[str, Any]:
+    if not wanted:
+        return {}
+    whole = signals.total(items, population=population)
+    return {metric.name: finite(metric.value(whole)) for metric in wanted}
 
 
 def read_evidence(store: Store, *, start: float | None = None, end: float | None = None, max_points: int = 600,

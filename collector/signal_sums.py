@@ -45,6 +45,7 @@ LATER_SUMS = (
     "seq_tis", "seq_truncated", "seq_masked", "seq_kept_w", "geo_masked", "product_masked", "seq_veto", "seq_outlier",
     "seq_k3_masked", "seq_tme_masked",
     *WEIGHTED,
+    "lag_mismatch", "lag_mismatch2", "lag_total", "lag_total2",  # stale slices alone: |d| and d² of the other two comparisons
     "max_d", "min_d", "min_abs_d", "max_abs_dp", "max_seq_d", "min_seq_d", "max_seq_tme", "min_seq_tme",
 )
 """Sums a record written before they existed lacks; their means are over `later_tokens` and `later_sequences`."""

@@ -1,7 +1,8 @@
 """The tables of the store, and the pure conversions between records and Arrow.
 
 Hot tables are append-only: no index, no key, no upsert. `seq` keeps the order inside a batch, because sums of floats
-depend on it and a replay must be exact. `series` is the rollup that makes a month of charts cheap: one row a batch.
+depend on it and a replay must be exact. `series` is the rollup that makes a month of charts cheap: one row a batch, with the
+sums every signal is made of (collector/series_signals.py).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ TABLES: dict[str, pa.Schema] = {
                          ("sums", pa.map_(_TEXT, _DOUBLE)), ("population", _TEXT)]),
     "series": pa.schema([("t", _BIGINT), ("closed_at", _DOUBLE), ("n_tokens", _BIGINT), ("n_sequences", _DOUBLE),
                          ("version_max", _BIGINT), *((name, _DOUBLE) for name in SERIES),
-                         *((name, _BIGINT) for name in SERIES_COUNTS)]),
+                         *((name, _BIGINT) for name in SERIES_COUNTS),
+                         ("hist_pos", pa.list_(_BIGINT)), ("hist_neg", pa.list_(_BIGINT)), ("sums", pa.map_(_TEXT, _DOUBLE))]),
     "gains": pa.schema([("t", _BIGINT), ("seq", _BIGINT), ("stream", _TEXT), ("gain", _DOUBLE)]),
     "facts": pa.schema([("t", _BIGINT), ("seq", _BIGINT), ("name", _TEXT), ("text", _TEXT), ("slice", _TEXT),
                         ("at", _DOUBLE)]),
@@ -95,11 +97,15 @@ def batch_tables(batch: BatchStats, evidence: Iterable[Evidence], *, ln_m: float
     }
 
 
+def _sums_of(item: SliceStats) -> dict[str, Any]:
+    return {"hist_pos": [int(count) for count in item.hist_pos], "hist_neg": [int(count) for count in item.hist_neg],
+            "sums": [(name, float(value)) for name, value in item.sums.items()]}
+
+
 def _slice_row(t: int, seq: int, item: SliceStats) -> dict[str, Any]:
     return {"t": t, "seq": seq, "replica": item.replica, "position": item.position, "version": item.version,
             "cached": item.cached, "n_tokens": item.n_tokens, "n_sequences": float(item.n_sequences),
-            "hist_pos": [int(count) for count in item.hist_pos], "hist_neg": [int(count) for count in item.hist_neg],
-            "sums": [(name, float(value)) for name, value in item.sums.items()], "population": item.population}
+            "population": item.population, **_sums_of(item)}
 
 
 def _series_row(batch: BatchStats) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def _series_row(batch: BatchStats) -> dict[str, Any]:
     row |= {name: int(metrics.get(name) or 0) for name in SERIES_COUNTS}
     row |= {"n_tokens": whole.n_tokens, "n_sequences": float(whole.n_sequences),
             "version_max": newest_version(item.version for item in batch.slices)}
-    return row
+    return row | _sums_of(whole)
 
 
 def finite(value: Any) -> float | None:

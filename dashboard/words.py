@@ -221,6 +221,7 @@ def losses(counts: Mapping[str, Any]) -> list[tuple[str, int]]:
 COMPARED = {
     "served": "what the engine samples, against the weights that generated it", "trained": "only what the trainer learns from",
     "hinted": "rollouts kept for looking odd", "lagged": "against a trainer that had moved on: staleness included",
+    "dropped": "rollouts the trainer dropped",
     "stale": "staleness alone: newest weights against the generating ones", "trainer_check": "the trainer's own logprobs against the shadow's",
     "estimate": "everything served, estimated from what was scored",
 }

@@ -95,17 +95,18 @@ def can_bet(rollout: Rollout) -> str | None:
     return why_not(rollout)
 
 
-def run_bank(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seconds: float) -> BankRun:
+def run_bank(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seconds: float,
+             signals_config: SignalsConfig | None = None) -> BankRun:
     """Self-bets, hard facts and, with trainer logprobs, the battery over the file; see the module for the batches."""
     bank = Bank(config, batch_seconds=batch_seconds)
     size = max(1, math.ceil(len(rollouts) / MAX_BATCHES))
-    whole = facts(_batch(0, rollouts, config, {})[0], None, config.facts)
+    whole = facts(_batch(0, rollouts, config, {}, signals_config)[0], None, config.facts)
     highest, alarm_rollout, leading, betting = -math.inf, None, None, 0
     reasons: dict[str, int] = {}
     batches = range(0, len(rollouts), size)
     for t, start in enumerate(batches):
         group = rollouts[start : start + size]
-        batch, bets = _batch(t, group, config, reasons)
+        batch, bets = _batch(t, group, config, reasons, signals_config)
         betting += bets
         bank.update(batch)
         if bank.ln_m > highest:
@@ -119,13 +120,14 @@ def run_bank(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seco
     )
 
 
-def slices_of(rollouts: Sequence[Rollout]) -> tuple[SliceStats, ...]:
+def slices_of(rollouts: Sequence[Rollout], config: SignalsConfig | None = None) -> tuple[SliceStats, ...]:
     """Tier-1 statistics of all rollouts that carry trainer logprobs, every population."""
-    config = SignalsConfig()
+    config = config or SignalsConfig()
     return signals.merge(item for rollout in rollouts for item in populations.slices_of(rollout, None, config))
 
 
-def _batch(t: int, group: Sequence[Rollout], config: DetectorsConfig, reasons: dict[str, int]) -> tuple[BatchStats, int]:
+def _batch(t: int, group: Sequence[Rollout], config: DetectorsConfig, reasons: dict[str, int],
+           signals_config: SignalsConfig | None) -> tuple[BatchStats, int]:
     gains: dict[str, float] = {}
     bets = 0
     for rollout in group:
@@ -139,7 +141,7 @@ def _batch(t: int, group: Sequence[Rollout], config: DetectorsConfig, reasons: d
             gains[stream] = gains.get(stream, 0.0) + gain
     nonfinite = sum(int((~np.isfinite(r.engine_logprobs_T) & r.sampled_mask_T).sum()) for r in group)
     batch = BatchStats(
-        t=t, opened_at=float(t), closed_at=float(t + 1), slices=slices_of(group), gains=gains,
+        t=t, opened_at=float(t), closed_at=float(t + 1), slices=slices_of(group, signals_config), gains=gains,
         counts={"seen": len(group), "sampled": len(group), "nonfinite": nonfinite},
     )
     return batch, bets

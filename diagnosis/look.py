@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from collector import signals
+from collector.config import SignalsConfig
 from collector.errors import InputError
 from collector.records import Rollout
 from detectors.config import DetectorsConfig
@@ -39,8 +40,9 @@ FEW_UNCERTAIN = 40.0
 DOUBTFUL_Z = 3.0
 
 
-def look(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seconds: float) -> FileReport:
-    """The report on a non-empty list of rollouts.
+def look(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seconds: float,
+         signals_config: SignalsConfig | None = None) -> FileReport:
+    """The report on a non-empty list of rollouts; `signals_config`: what the trainer clips and masks (default: GRPO's).
 
     Raises:
         InputError: no rollout was given.
@@ -48,10 +50,10 @@ def look(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seconds:
     if not rollouts:
         raise InputError("no usable rollout")
     rollouts = ordered(rollouts)
-    bank = run_bank(rollouts, config=config, batch_seconds=batch_seconds)
+    bank = run_bank(rollouts, config=config, batch_seconds=batch_seconds, signals_config=signals_config)
     top_one = top_one_test(rollout for rollout in rollouts if can_bet(rollout) is None)
     lattices = _lattices(rollouts)
-    slices = slices_of(rollouts)
+    slices = slices_of(rollouts, signals_config)
     tier = 1 if slices else 0
     findings = [
         *_self_bet_findings(bank, top_one), *_lattice_findings(lattices), *_audit_findings(rollouts),

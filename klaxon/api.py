@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Protocol
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from collector import series
 from collector.errors import InputError, KlaxonError
+from collector.metric_table import METRICS
 from collector.records import Population
 from collector.store import Store
 from klaxon.api_metrics import RunCollector
@@ -30,6 +32,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 Time = Annotated[float | None, Query(allow_inf_nan=False, description="UTC seconds")]
 Points = Annotated[int, Query(ge=1, le=series.MAX_POINTS, description="most points a series")]
 Name = Annotated[str | None, Query(max_length=512)]
+Signals = Annotated[list[str] | None, Query(max_length=256, description="names of the metric table (docs/metrics.md), from exact sums")]
 Compared = Annotated[Population, Query(description="which comparison")]
 
 
@@ -100,17 +103,21 @@ def _add_state(app: FastAPI, store: Store, live: Live) -> None:
 def _add_series(app: FastAPI, store: Store) -> None:
     @app.get("/v1/series")
     def read_series(start: Time = None, end: Time = None, max_points: Points = 600, replica: Name = None,
-                    position: Name = None, version: Name = None, population: Compared = "served") -> Response:
-        return _arrow(series.read_series(store, start=start, end=end, max_points=max_points, replica=replica,
-                                         position=position, version=version, population=population))
+                    position: Name = None, version: Name = None, population: Compared = "served", signal: Signals = None) -> Response:
+        with _refusing():
+            return _arrow(series.read_series(store, start=start, end=end, max_points=max_points, replica=replica,
+                                             position=position, version=version, population=population, names=signal or ()))
+
+    @app.get("/v1/signals")
+    def read_signals() -> Response:
+        return _json([{"name": metric.name, "formula": metric.formula, "direction": metric.direction, "level": metric.level,
+                       "unit": metric.unit} for metric in METRICS])
 
     @app.get("/v1/slices")
     def read_slices(start: Time = None, end: Time = None, by: str = ",".join(series.SLICE_KEYS),
-                    population: Compared = "served") -> Response:
-        try:
-            return _arrow(series.read_slices(store, start=start, end=end, by=by.split(","), population=population))
-        except ValueError as error:
-            raise InputError(str(error)) from None
+                    population: Compared = "served", signal: Signals = None) -> Response:
+        with _refusing():
+            return _arrow(series.read_slices(store, start=start, end=end, by=by.split(","), population=population, names=signal or ()))
 
     @app.get("/v1/evidence")
     def read_evidence(start: Time = None, end: Time = None, max_points: Points = 600, latest: bool = False) -> Response:
@@ -125,6 +132,15 @@ def _add_series(app: FastAPI, store: Store) -> None:
     def read_rollouts(start: Time = None, end: Time = None,
                       limit: Annotated[int, Query(ge=1, le=1_000_000)] = 10_000) -> Response:
         return _arrow(series.read_rollouts(store, start=start, end=end, limit=limit))
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """A parameter with an impossible value is the asker's mistake: 400, with the reason."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _fault(app: FastAPI, request: Request, error: Exception, *, code: int, text: str) -> JSONResponse:

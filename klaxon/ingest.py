@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse
 
 from collector.errors import InputError, KlaxonError
 from collector.sources.inbox import TapInbox
+from collector.sources.refusals import reason_of
 from collector.sources.rollout_json import parse_rollout
 
 Handler = Callable[[dict[str, Any]], None]
@@ -56,6 +57,7 @@ class Ingest:
     def refuse(self, error: InputError) -> None:
         """Count a refused rollout or line, and remember why."""
         self.counts["refused"] += 1
+        self.counts[f"refused_{reason_of(error)}"] += 1
         if error.reason.startswith("length mismatch"):
             self.counts["length_mismatch"] += 1
         self.refusals = [*self.refusals[-19:], str(error)]

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from collector.records import Incident
+from collector.sources.refusals import added
 from detectors.hardfacts import EngineSeen, Observation
 
 if TYPE_CHECKING:
     from klaxon.app import Daemon
 
 STALE_SECONDS = 60.0
+SCORED = ("tokens_scored",)  # the one token count of the scorer that is no refusal
 BLINDING = ("engine_unreachable", "no_rollouts", "tap_silent", "scorer_behind")  # facts that say Klaxon sees nothing
 TIER_BLIND = {
     0: ["anything self-consistent: a hidden temperature or top-p, stale weights, head precision",
@@ -51,7 +53,7 @@ class Live:
             "engine": {**daemon.taps.engine_config(), **daemon.probe.facts,
                        "url": daemon.config.engine.url, "reachable_at": daemon.probe.reachable_at},
             "scorer": self._scorer(), "weights": self._weights(), "counts": self._counts(),
-            "populations": watch.populations(),
+            "populations": watch.populations(), "signals": watch.signals(), "staleness": watch.staleness(),
             "floor_nats": watch.floor_nats, "blind_spots": self._blind_spots(now),
             "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes()},
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
@@ -118,14 +120,22 @@ class Live:
                  "engine_label": daemon.probe.facts.get("weight_version"), "versions_seen": len(versions),
                  "rollout_lag": ledger.figures(), "every": daemon.config.weights.every, "pending": []}
         if daemon.shadow is not None:
+            found["counts"] = added(daemon.shadow.follower.counts, daemon.shadow.shelf.counts)
             found["pending"] = [f"{name}: {why}" for name, why in list(daemon.shadow.follower.pending.items())]
         return found
 
     def _counts(self) -> dict[str, int]:
         daemon = self._daemon
-        return {**daemon.counts, **daemon.ingest.counts, **daemon.worker.counts, **daemon.worker.filing.join.counts,
-                **daemon.canary.counts, **daemon.watch.counts, **_from_taps(daemon.taps.counts()),
-                "metrics_refused": daemon.trainer.refused, "metrics_polls_failed": daemon.trainer.counts.total()}
+        return added(daemon.counts, daemon.ingest.counts, daemon.worker.counts, daemon.worker.input_counts,
+                     daemon.worker.filing.join.counts, daemon.canary.counts, daemon.watch.counts, _from_taps(daemon.taps.counts()),
+                     {"metrics_refused": daemon.trainer.refused, "metrics_polls_failed": daemon.trainer.counts.total()},
+                     daemon.trainer.input_counts, self._from_scorer())
+
+    def _from_scorer(self) -> dict[str, int]:
+        """Tokens the scorer left out, by reason: unknown or missing versions, foreign ids, …; every pass counts, also those with older weights."""
+        views = self._daemon.worker.views
+        counts = views.scorer.counts if views is not None else {}
+        return {f"left_out_{name}": count for name, count in dict(counts).items() if name.startswith("tokens_") and name not in SCORED}
 
     def _blind_spots(self, now: float) -> list[str]:
         daemon, spots = self._daemon, list(TIER_BLIND[self.tier])
@@ -140,6 +150,8 @@ class Live:
             spots.append(f"{moved} rollouts the trainer recomputed with newer weights: staleness and mismatch are mixed there")
         if strided := daemon.worker.counts["skipped_by_stride"]:
             spots.append(f"{strided} of {seen} rollouts come from versions that are not scored ([weights] every = {daemon.config.weights.every})")
+        if foreign := self._from_scorer().get("left_out_tokens_token_out_of_range"):
+            spots.append(f"{foreign} tokens of rollouts with ids beyond the model's vocabulary: another tokenizer or model")
         unknown = daemon.trainer.ledger.figures()["unknown_share"]
         if unknown and daemon.trainer.ledger.published():
             spots.append(f"the weights of {unknown:.0%} of the last rollouts: their version is unknown or was never published")

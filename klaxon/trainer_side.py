@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from collector.errors import InputError, Unavailable
 from collector.records import WeightVersion
 from collector.sources.metrics.registry import open_sources
-from collector.sources.metrics.source import NOT_METRICS, MetricsSource
+from collector.sources.formats.hygiene import SKEW_SECONDS
+from collector.sources.metrics.source import NOT_METRICS, MetricsRow, MetricsSource
+from collector.sources.refusals import added, prefixed
 from collector.weights.layouts import look
 from collector.weights.ledger import VersionLedger, known_version
 from klaxon.config import Config
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from klaxon.shadow import Say
 
 log = logging.getLogger("klaxon.trainer")
+REMEMBERED_ROWS = 100_000  # rows of metrics whose repetition is noticed
 
 
 class TrainerSide:
@@ -36,6 +39,9 @@ class TrainerSide:
         self.names = config.metrics.name_map()
         self._stored = dict(store.query('SELECT source, max("at") FROM metrics GROUP BY source'))  # by an earlier daemon of this run
         self.counts: Counter[str] = Counter()  # polls that failed, by source
+        self.noticed: Counter[str] = Counter()  # rows that came twice, out of order or from the future
+        self._seen: OrderedDict[int, None] = OrderedDict()
+        self._newest_step: dict[str, int] = {}
         self._silent: set[int] = set()  # sources whose failure has been told
         self.latest: dict[str, Any] = {}
         self.announced: str | None = None
@@ -110,8 +116,27 @@ class TrainerSide:
             if isinstance(row, InputError):
                 self.refused += 1
                 self.say("metrics_refused", str(row), {})
-            elif row.at > self._stored.get(label, -math.inf):
+            elif row.at > self._stored.get(label, -math.inf) and self._is_new(row, label, time.time()):
                 self._file(row.step, row.values, row.at, label)
+
+    def _is_new(self, row: MetricsRow, label: str, now: float) -> bool:
+        """False for a row that came before (a file written anew); odd order and clocks are only counted."""
+        key = hash((label, row.step, *row.values.items()))
+        if key in self._seen:
+            self.noticed["metrics_repeated"] += 1
+            return False
+        self._seen[key] = None
+        if len(self._seen) > REMEMBERED_ROWS:
+            self._seen.popitem(last=False)
+        self.noticed["metrics_clock_skew"] += row.at > now + SKEW_SECONDS
+        self.noticed["metrics_out_of_order"] += row.step < self._newest_step.get(label, row.step)
+        self._newest_step[label] = max(row.step, self._newest_step.get(label, row.step))
+        return True
+
+    @property
+    def input_counts(self) -> dict[str, int]:
+        """Oddities of the trainer's metrics by name; a source that counts its own says so in `counts`."""
+        return added(self.noticed, prefixed("metrics_", [getattr(source, "counts", {}) for source in self.sources]))
 
     def _file(self, step: int, metrics: dict[str, Any], at: float, source: str) -> None:
         numbers = {name: float(value) for name, value in metrics.items()

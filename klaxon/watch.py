@@ -6,6 +6,7 @@ Runs on its own thread, so that an alarm never waits for the scorer.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from alerts.service import Alerts
 from collector.errors import Unavailable
+from collector.populations import shares_by_lag
 from collector.records import POPULATIONS, BatchStats, Diagnosis, Drift, Evidence, Fact
 from collector.signals import metrics, total, weighted
 from collector.store import Store
@@ -26,6 +28,12 @@ from klaxon.filing import SEEN
 log = logging.getLogger("klaxon.watch")
 TICK_SECONDS = 0.5
 UNSTORED_BATCHES = 500  # kept in memory while the store refuses
+OF_INTEREST = (
+    "n_tokens", "mean_d", "mean_abs_d", "mean_abs_d_se", "p50_abs_d", "p99_abs_d", "max_abs_d", "k1", "k2", "k3", "chi2", "tme", "ess", "seq_ess",
+    "clip_rate", "gspo_clip_rate", "tis_truncated", "icepop_masked", "mis_masked", "dppo_masked", "sequence_masked", "geometric_masked",
+    "product_masked", "veto_sequences", "ppl_ratio", "pearson", "probs_diff_mean", "mean_entropy", "confident_disagreements",
+)
+"""Signals of the metric table that `klaxon status --json` shows; the others come from GET /v1/series?signal=NAME."""
 CLEAN_LEVELS = 500  # batches the floor is the median of
 
 
@@ -93,6 +101,7 @@ class Watch(threading.Thread):
     def _take(self, batch: BatchStats, now: float) -> None:
         counts = dict(Counter(batch.counts) + Counter(self.hooks.take_counts()))
         batch = replace(batch, counts=counts)
+        self.counts["late"] += counts.get("late", 0)
         own = facts(batch, None, self.config.detectors.facts)
         batch = replace(batch, facts=(*own, *self._noted.values()))
         self._noted.clear()
@@ -143,6 +152,16 @@ class Watch(threading.Thread):
             kept["estimate"] = {"n_tokens": whole["tokens"], "mean_abs_d": whole["mean_abs_d"], "clip_rate": whole["clip_rate"],
                                 "mean_abs_d_se": whole["mean_abs_d_se"]}
         return kept
+
+    def staleness(self) -> list[dict[str, float | int | None]]:
+        """Mismatch and staleness in the same differences, a lag each and together, over the last batches."""
+        return shares_by_lag(item for batch in list(self._recent) for item in batch.slices)
+
+    def signals(self) -> dict[str, float]:
+        """The signals people ask for most, of everything served in the last batches; {} where nothing was compared."""
+        whole = total(item for batch in list(self._recent) for item in batch.slices)
+        values = metrics(whole) if whole.n_tokens else {}
+        return {name: values[name] for name in OF_INTEREST if name in values and math.isfinite(values[name])}
 
     def _sized(self, drift: Drift) -> Drift:
         """The drift with its effect: mean |d| of the batches since the change, nats; as it is where nothing was compared."""

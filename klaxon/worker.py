@@ -19,10 +19,11 @@ from collector.errors import InputError, KlaxonError
 from collector.records import Rollout, Score, WeightSpan
 from collector.sampler import Draw, TwoCoinSampler
 from collector.sources.config import FileSource
-from collector.sources.formats import ReadOptions
+from collector.sources.formats import Hygiene, ReadOptions
 from collector.sources.formats.redis_stream import SCHEME, RedisTail
 from collector.sources.formats.tail import SourceTail
 from collector.sources.inbox import TapInbox
+from collector.sources.refusals import prefixed
 from collector.sources.trainer_logprobs import TrainerTail, TrainerWord
 from klaxon.batches import BatchBuilder
 from klaxon.canary import MARK
@@ -59,6 +60,7 @@ class Worker(threading.Thread):
         self.refuse, self.file_rollouts, self._note, self._opening = refuse, file_rollouts, note, opening
         self.sampler = TwoCoinSampler(config.sampler)
         self.tails = [_tail(source) for source in config.sources.tailed]
+        self._pushed = Hygiene(Counter())
         self.trainer_tails = [TrainerTail(path) for path in config.sources.trainer_files]
         self._trainer_says: queue.Queue[TrainerWord] = queue.Queue(config.sources.inbox_rollouts)
         self.busy_seconds = 0.0
@@ -84,6 +86,11 @@ class Worker(threading.Thread):
     def counts(self) -> Counter[str]:
         """What was seen, sampled and scored since the start."""
         return self.filing.counts
+
+    @property
+    def input_counts(self) -> dict[str, int]:
+        """Oddities on the way in: repeated, out-of-order and future rollouts of taps, files of the trainer that moved."""
+        return prefixed("pushed_", [self._pushed.counts]) | prefixed("trainer_", [tail.counts for tail in self.trainer_tails])
 
     @property
     def recent(self) -> deque[Scored]:
@@ -151,7 +158,7 @@ class Worker(threading.Thread):
         return True
 
     def _arrivals(self) -> list[Rollout]:
-        arrived = self.inbox.poll(GROUP_ROLLOUTS)
+        arrived = [rollout for rollout in self.inbox.poll(GROUP_ROLLOUTS) if self._pushed.keep(rollout, now=self.clock())]
         for tail in self.tails:
             before = Counter(tail.counts)
             items = tail.poll(self.clock())

@@ -18,6 +18,7 @@ from collector.signal_sums import FIRST_SUMS, SUMS, WEIGHTED
 
 ROOT = Path(__file__).parent.parent
 COUNTED = {"nonfinite", "zeros", "outside_kept", "unscored", "length_mismatch"}  # tested in test_collector_signals.py
+LAG = {"lag_mismatch_abs_d", "lag_total_abs_d", "mismatch_share", "staleness_share"}  # of stale slices alone: tests/test_staleness_shares.py
 QUANTILES = {"p50_abs_d": 0.5, "p90_abs_d": 0.9, "p99_abs_d": 0.99, "p999_abs_d": 0.999}
 SIGNED = {"p01_d": 0.01, "p50_d": 0.5, "p99_d": 0.99}
 
@@ -168,7 +169,7 @@ def test_every_signal_equals_a_token_by_token_reference(case: str, limits: Limit
         for name in ("clip_rate_low", "clip_rate_high", "clip_rate"):
             flags = [_flag(p, q, limits, name) for p, q in doubles]
             expected[name] = sum(f * n for f, n in zip(flags, sizes, strict=True)) / sum(sizes)
-    assert set(expected) | COUNTED | set(QUANTILES) | set(SIGNED) | {"median_ratio"} == set(got)
+    assert set(expected) | COUNTED | set(QUANTILES) | set(SIGNED) | {"median_ratio"} | LAG == set(got)
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, rel=1e-7, abs=1e-10, nan_ok=True), name
 

@@ -65,6 +65,7 @@ def test_lengths_agree_and_unknown_stays_unknown(name):
         assert (rollout.version is not None) == ("weight version" in knows)
         assert (rollout.sampling.temperature is not None) == ("sampling" in knows)
         assert (rollout.reward is not None) == ("reward" in knows)
+        assert (rollout.loss_mask_T is not None) == ("loss mask" in knows)
         assert rollout.finished_at is None and rollout.logprobs_mode == "unknown" and rollout.engine == "unknown"
         assert "finish reason" in knows or rollout.finish_reason is None
 

@@ -1,7 +1,7 @@
 """What the trainer says of one rollout: its own logprobs, loss mask, and whether the rollout was dropped.
 
 One JSON object (docs/tap.md): `logprobs` [T] and a name for the rollout, either `request_id` or both `prompt_token_ids`
-and `token_ids`. Optional: version (the weights it recomputed with), loss_mask, dropped, traffic, reward.
+and `token_ids`. Optional: version (the weights it recomputed with), loss_mask (or as verl and NeMo-RL name it), dropped, traffic, reward.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from collector.records import Rollout, Traffic
 from collector.sources import fields
 from collector.sources.file_tail import JsonLinesTail
 from collector.sources.lines import json_lines
+
+LOSS_MASKS = ("loss_mask", "response_mask", "token_loss_mask")
+"""What a line may call its loss mask: Klaxon's name (and slime's, prime-rl's), verl's, NeMo-RL's; the first that is there counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +83,16 @@ def _parse(obj: Mapping[str, Any], where: str) -> TrainerWord:
                               for name in ("prompt_token_ids", "token_ids"))
     if request_id is None and (prompt_P is None or completion_T is None):
         raise InputError("which rollout is this? request_id, or prompt_token_ids and token_ids, is required", field="request_id")
-    sizes = {len(obj[name]) for name in ("logprobs", "loss_mask", "token_ids") if isinstance(obj.get(name), list)}
+    marks = next((name for name in LOSS_MASKS if obj.get(name) is not None), LOSS_MASKS[0])
+    sizes = {len(obj[name]) for name in ("logprobs", marks, "token_ids") if isinstance(obj.get(name), list)}
     if len(sizes) > 1:
-        raise InputError(f"logprobs, loss_mask and token_ids have lengths {sorted(sizes)}", field="logprobs")
+        raise InputError(f"logprobs, {marks} and token_ids have lengths {sorted(sizes)}", field="logprobs")
     n_tokens = sizes.pop() if sizes else 0
     return TrainerWord(
         request_id=request_id, where=where,
         content=content_key(prompt_P, completion_T) if prompt_P is not None and completion_T is not None else None,
         logprobs_T=None if obj.get("logprobs") is None else fields.logprobs(obj["logprobs"], "logprobs", n_tokens),
-        loss_mask_T=None if obj.get("loss_mask") is None else fields.mask(obj["loss_mask"], "loss_mask", n_tokens),
+        loss_mask_T=None if obj.get(marks) is None else fields.mask(obj[marks], marks, n_tokens),
         version=fields.text(obj, "version"),
         dropped=fields.flag(obj, "dropped"), reward=fields.number(obj, "reward"),
         traffic=None if obj.get("traffic") is None else fields.choice(obj, "traffic", Traffic, "unknown"),
@@ -100,6 +104,7 @@ class TrainerTail:
 
     def __init__(self, path: str | Path) -> None:
         self._tail = JsonLinesTail(path)
+        self.counts = self._tail.counts  # tail_rotated, tail_truncated
 
     def poll(self) -> list[TrainerWord | InputError]:
         """New lines, a refused one as its InputError."""

@@ -9,7 +9,7 @@ import typer
 
 from collector.errors import InputError
 from collector.records import Rollout
-from klaxon.commands.rollout_files import PATH_HELP, AllowPickle, FileFormat, TokenizerDir, nothing_usable, read_contents
+from klaxon.commands.rollout_files import PATH_HELP, AllowPickle, ConfigFile, FileFormat, TokenizerDir, limits_said, nothing_usable, read_contents, signals_of
 
 if TYPE_CHECKING:
     from collector.sources.trainer_logprobs import TrainerWord
@@ -24,6 +24,7 @@ def look(
     format: FileFormat = "",
     tokenizer: TokenizerDir = "",
     allow_pickle: AllowPickle = False,
+    config: ConfigFile = "",
 ) -> None:
     """Look at a file of rollouts: what is wrong, what is fine, what it cannot see.
 
@@ -34,18 +35,20 @@ def look(
     from klaxon.commands.look_text import print_report, report_json
     from klaxon.spine_config import DaemonConfig
 
-    config = DetectorsConfig.model_validate({"false_alarms": _readable(false_alarms)})
+    detectors = DetectorsConfig.model_validate({"false_alarms": _readable(false_alarms)})
+    trains = signals_of(config)
     contents = read_contents(file, format=format, tokenizer=tokenizer, allow_pickle=allow_pickle)
     refused = contents.refused
     if not contents.rollouts:
         raise nothing_usable(file, contents)
     rollouts = _with_trainer(contents.rollouts, trainer, refused) if trainer else contents.rollouts
-    report = examine(rollouts, config=config, batch_seconds=DaemonConfig().batch_seconds)
+    report = examine(rollouts, config=detectors, batch_seconds=DaemonConfig().batch_seconds, signals_config=trains)
     code = 2 if strict and refused else int(report.verdict == "mismatch")
     if json_:
-        print(json.dumps(report_json(report, file=file, refused=refused, exit_code=code) | {"left_out": contents.counts}, allow_nan=False))
+        print(json.dumps(report_json(report, file=file, refused=refused, exit_code=code) | {"left_out": contents.counts, "limits": limits_said(trains, config)}, allow_nan=False))
     else:
-        print_report(report, file=file, refused=refused, strict=strict, notes=contents.notes)
+        print_report(report, file=file, refused=refused, strict=strict, notes=contents.notes,
+                     limits=limits_said(trains, config)["text"] if report.signals else "")
     raise typer.Exit(code)
 
 

@@ -25,7 +25,7 @@ SHOWN_REFUSALS = 5
 
 
 def print_report(report: FileReport, *, file: str, refused: Sequence[InputError], strict: bool, notes: Sequence[str] = (),
-                 console: Console | None = None) -> None:
+                 limits: str = "", console: Console | None = None) -> None:
     """Print the report; lines wrap at the width of the terminal."""
     console = console or Console(highlight=False)
     word, style, meaning = HEADLINES[report.verdict]
@@ -41,6 +41,8 @@ def print_report(report: FileReport, *, file: str, refused: Sequence[InputError]
     _print_refused(console, refused, strict)
     for note in notes:
         console.print(Text(note, style="yellow"))
+    if limits:
+        console.print(Text(limits, style="dim"))
     if report.bank.betting_rollouts:
         chance = f"A healthy file of this length alarms with probability at most {report.bank.false_alarm_chance:.2g}."
         console.print(Text(chance, style="dim"))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from collector.errors import InputError
 from collector.records import Rollout
+
+if TYPE_CHECKING:
+    from collector.config import SignalsConfig
 
 PATH_HELP = "file or folder of rollouts, any format (--format help lists them), .gz too; - reads standard input"
 
@@ -28,6 +31,7 @@ def _listed(name: str) -> str:
 FileFormat = Annotated[str, typer.Option("--format", callback=_listed, is_eager=True, help="name of the format, where it is not recognised; `help` lists them")]
 TokenizerDir = Annotated[str, typer.Option("--tokenizer", help="folder with tokenizer.json, for formats that keep text only")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="read pickles (through a restricted unpickler); only from writers you trust")]
+ConfigFile = Annotated[str, typer.Option("--config", "-c", help="config.toml whose [signals] says what your trainer clips, truncates and masks; without it GRPO's defaults hold")]
 
 NOTES = {
     "duplicates": "repeated rollouts dropped (same request id, same tokens)",
@@ -74,6 +78,28 @@ def read_contents(file: str, *, format: str = "", tokenizer: str = "", allow_pic
         elif not is_text_only(item):
             rollouts.append(item)
     return Contents(rollouts=rollouts, refused=refused, counts={name: count for name, count in counts.items() if count})
+
+
+def signals_of(config: str) -> SignalsConfig:
+    """[signals] of the config file, or the defaults.
+
+    Raises:
+        ConfigError: the file cannot be read or is wrong.
+    """
+    from collector.config import SignalsConfig
+    from klaxon.config import load_config
+
+    return load_config(config).signals if config else SignalsConfig()
+
+
+def limits_said(signals: SignalsConfig, config: str) -> dict[str, Any]:
+    """Which limits the rates were counted by: a sentence, and every number for scripts."""
+    limits = signals.limits()
+    low = "none" if limits.eps_low is None else f"{1 - limits.eps_low:g}"
+    high = "none" if limits.eps_high is None else f"{1 + limits.eps_high:g}"
+    source = f"[signals] of {config}" if config else "the defaults of [signals]; --config FILE takes yours"
+    return {"text": f"limits  {signals.algorithm}, clipped below {low} and above {high} a {limits.level} ({source})",
+            "source": config or None, "algorithm": signals.algorithm, **asdict(limits)}
 
 
 def usable(file: str, *, strict: bool, format: str = "", tokenizer: str = "", allow_pickle: bool = False) -> Contents:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from collector.records import Rollout, Score, SliceStats
-from klaxon.commands.rollout_files import PATH_HELP, AllowPickle, FileFormat, TokenizerDir, usable
+from klaxon.commands.rollout_files import PATH_HELP, AllowPickle, ConfigFile, FileFormat, TokenizerDir, limits_said, signals_of, usable
 
 if TYPE_CHECKING:
+    from collector.limits import Limits
     from klaxon.commands.shadow_setup import Setup
 
 CHUNK = 8
@@ -37,6 +38,7 @@ def score(
     format: FileFormat = "",
     tokenizer: TokenizerDir = "",
     allow_pickle: AllowPickle = False,
+    config: ConfigFile = "",
 ) -> None:
     """Score rollouts with the trainer's weights: KL, clip rate, ESS and the rest, per rollout and in total.
 
@@ -45,17 +47,18 @@ def score(
     from diagnosis.tier_one import band_of, problems
     from klaxon.commands.shadow_setup import labelled, left_out, nothing_scored, open_scorer
 
+    trains = signals_of(config)
     contents = usable(file, strict=strict, format=format, tokenizer=tokenizer, allow_pickle=allow_pickle)
     rollouts, refused = contents.rollouts, contents.refused
     setup = open_scorer(model, (), body_dtype=body_dtype, head_dtype=head_dtype)
     rollouts = labelled(rollouts, setup.versions, temperature=temperature)
     scores = score_all(setup, rollouts)
-    per_rollout, total = statistics(rollouts, scores)
+    per_rollout, total = statistics(rollouts, scores, trains.limits())
     if not total["n_tokens"]:
         raise nothing_scored(setup, rollouts, file=file)
     dtype, band = band_of(rollouts)
     found = list(problems(total, band))
-    report = {"file": file, "model": str(model), "tokens": int(total["n_tokens"]), "signals": _finite(total), "problems": found,
+    report = {"file": file, "model": str(model), "tokens": int(total["n_tokens"]), "signals": _finite(total), "problems": found, "limits": limits_said(trains, config),
               "band_nats": band, "band_of": dtype, "rollouts": per_rollout, "left_out": [*contents.notes, *left_out(setup, rollouts)],
               "refused": {"count": len(refused), "first": [str(error) for error in refused[:5]]}}
     if json_:
@@ -78,13 +81,13 @@ def score_all(setup: Setup, rollouts: Sequence[Rollout]) -> list[Score]:
     return scores
 
 
-def statistics(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def statistics(rollouts: Sequence[Rollout], scores: Sequence[Score], limits: Limits | None = None) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """(signals of each rollout, signals of all of them)."""
     from collector import signals
 
     rows, slices = [], list[SliceStats]()
     for rollout, one in zip(rollouts, scores, strict=True):
-        mine = signals.slice_stats(rollout, one)
+        mine = signals.slice_stats(rollout, one, limits=limits)
         slices += mine
         values = _finite(signals.metrics(signals.total(mine)))
         rows.append({"request_id": rollout.request_id, "tokens": int(values["n_tokens"] or 0), **{name: values[name] for name in SHOWN}})
@@ -115,6 +118,7 @@ def _print(report: dict[str, Any]) -> None:
     for row in worst:
         table.add_row(row["request_id"], f"{row['tokens']:,}", *_numbers(row))
     console.print(table)
+    console.print(Text(report["limits"]["text"], style="dim"))
     for reason in report["left_out"]:
         console.print(Text(f"left out  {reason}", style="yellow"))
     if report["refused"]["count"]:

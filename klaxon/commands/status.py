@@ -56,16 +56,47 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("evidence", f"ln M {'none yet' if ln_m is None else format(ln_m, '.1f')} of {found['ln_a']:.1f} (budget {found['budget']})"),
         ("rollouts", f"{counts.get('seen', 0)} seen, {counts.get('scored', 0)} scored, {counts.get('refused', 0)} refused"),
+        *_odd(counts),
         ("tokens", f"{counts.get('tokens_scored', 0)} scored" + (f", {speed:.0f} a second" if speed else "")),
         ("mean |d|", "no comparison yet" if floor is None else f"{floor:.4f} nats while healthy (median of batches)"),
         *_compared(found.get("populations", {})),
+        *_stale(found.get("staleness") or []),
         ("weights", f"engine {weights.get('engine_version')}, trainer {weights.get('trainer_version')}, lag {weights.get('lag')}"),
         ("taps", taps),
     ]
 
 
+REFUSED = "refused_"
+ODD = {
+    "duplicates": "repeated", "repeated": "repeated", "clock_skew": "from the future", "out_of_order": "out of order",
+    "tail_rotated": "files rotated", "tail_truncated": "files written anew", "token_out_of_range": "tokens of another tokenizer",
+    "late": "after their batch",
+}
+"""End of a count's name → what it means."""
+
+
+def _odd(counts: dict[str, int]) -> list[tuple[str, str]]:
+    """What was refused, by reason, and what was odd on the way in; nothing when all is well."""
+    refused = [f"{count} {name.removeprefix(REFUSED).replace('_', ' ')}" for name, count in counts.items() if name.startswith(REFUSED) and count]
+    odd: dict[str, int] = {}
+    for name, count in counts.items():
+        word = next((word for end, word in ODD.items() if name.endswith(end)), None)
+        if word and count:
+            odd[word] = odd.get(word, 0) + count
+    lines = [("refused", ", ".join(refused)), ("odd input", ", ".join(f"{count} {word}" for word, count in odd.items()))]
+    return [(name, text) for name, text in lines if text]
+
+
+def _stale(lags: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What share of the difference to the newest weights is staleness, and what share mismatch."""
+    shown = [(f"{one['lag']} behind" if one["lag"] is not None else "all lags", one) for one in lags[-4:]]
+    return [(f"stale, {name}", f"staleness {one['staleness_nats']:.4f} nats ({one['staleness_share']:.0%}), "
+                               f"mismatch {one['mismatch_nats']:.4f} nats ({one['mismatch_share']:.0%}) of {one['total_nats']:.4f}")
+            for name, one in shown if one["staleness_share"] is not None]
+
+
 def _compared(populations: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
     """What is compared besides what was served."""
-    words = {"trained": "trained on", "lagged": "trainer moved on", "stale": "staleness alone", "estimate": "estimate for all", "trainer_check": "trainer against shadow"}
+    words = {"trained": "trained on", "dropped": "dropped by the trainer", "lagged": "trainer moved on", "stale": "staleness alone", "estimate": "estimate for all", "trainer_check": "trainer against shadow"}
     return [(words[name], f"mean |d| {values['mean_abs_d']:.4f} nats, clip rate {values['clip_rate']:.1%}, {values['n_tokens']:,.0f} tokens")
             for name, values in populations.items() if name in words]

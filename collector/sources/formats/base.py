@@ -18,7 +18,7 @@ from collector.errors import InputError
 from collector.records import Rollout
 from collector.sources.lines import json_lines
 
-KNOWABLE = ("ids", "engine logprobs", "trainer logprobs", "weight version", "sampling", "sampled mask", "reward", "finish reason", "time", "top logprobs")
+KNOWABLE = ("ids", "engine logprobs", "trainer logprobs", "weight version", "sampling", "sampled mask", "loss mask", "reward", "finish reason", "time", "top logprobs")
 """What a format may know of a rollout; the columns of docs/sources.md."""
 
 

@@ -1,7 +1,8 @@
 """NeMo-RL's train_data_step<N>.jsonl: padded sequences with both sides' logprobs, entry t of a column belonging to token t.
 
 The first `input_lengths` tokens are the sequence, the rest is padding. Generation runs before the step trains, but which
-weights it had depends on the schedule (synchronous or not): the step is a label, no weight version.
+weights it had depends on the schedule (synchronous or not): the step is a label, no weight version. `token_loss_mask` marks what
+is sampled and what is learnt from alike; a `sample_loss_mask` of 0 means that the trainer dropped the whole sample.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ def _parse(item: Any, where: str, options: ReadOptions) -> Items:
     found = STEP.search(where)
     step, index = found.group(1) if found else None, obj.get("idx")
     labels = {} if step is None else {"step": step}
-    if obj.get("sample_loss_mask") == 0:
+    kept = number(obj, "sample_loss_mask")
+    if kept == 0:
         labels["left_out_of_loss"] = "1"
     yield Rollout(
         request_id=f"step{step}-{index}" if step is not None and index is not None else Path(where).name,
         prompt_tokens_P=prompt_P, completion_tokens_T=completion_T, sampled_mask_T=sampled_T, traffic="train", labels=labels,
         engine_logprobs_T=column(required(obj, "generation_logprobs"), "generation_logprobs", sampled_T, prompt_P.size),
         trainer_logprobs_T=optional(obj.get("prev_logprobs"), "prev_logprobs", sampled_T, prompt_P.size), reward=number(obj, "rewards"),
+        loss_mask_T=sampled_T, dropped=None if kept is None else kept == 0,
     )
 
 
@@ -58,6 +61,6 @@ def _matches(path: Path) -> bool:
 
 NEMO_RL = Format(
     name="nemo-rl", about="NeMo-RL training data, both sides per token", where="`<log_dir>/train_data_step<N>.jsonl`",
-    turn_on="on by default in GRPO's classic loop", knows=frozenset({"ids", "engine logprobs", "trainer logprobs", "sampled mask", "reward"}),
+    turn_on="on by default in GRPO's classic loop", knows=frozenset({"ids", "engine logprobs", "trainer logprobs", "sampled mask", "loss mask", "reward"}),
     patterns=("train_data_step*.jsonl", "**/train_data_step*.jsonl", "*.jsonl", "*.jsonl.gz"), matches=_matches, parse=_parse,
 )

@@ -43,7 +43,7 @@ def _one(columns: dict[str, Any], where: str, prefix: str, step: str) -> Items:
             request_id=prefix + where[where.index("["):], prompt_tokens_P=prompt_P, completion_tokens_T=completion_T, sampled_mask_T=sampled_T,
             engine_logprobs_T=column(columns["inference_logprobs"], "inference_logprobs", sampled_T, prompt_P.size),
             sampling=Sampling(temperature=one_temperature(columns["temperatures"], "temperatures", sampled_T, prompt_P.size)),
-            traffic="train", labels={"step": step},
+            traffic="train", labels={"step": step}, loss_mask_T=sampled_T, dropped=False,
         )
     except InputError as error:
         yield InputError(error.reason, field=error.field, where=where)
@@ -116,7 +116,7 @@ def _matches(path: Path) -> bool:
 
 PRIME_BATCHES = Format(
     name="prime-rl-batches", about="prime-rl transport files, engine side only", where="`<output>/rollouts/step_N/rank_R.bin`, `rollouts.bin`",
-    turn_on="filesystem transport (the default)", knows=frozenset({"ids", "engine logprobs", "sampling", "sampled mask"}),
+    turn_on="filesystem transport (the default)", knows=frozenset({"ids", "engine logprobs", "sampling", "sampled mask", "loss mask"}),
     patterns=("rollouts/step_*/rank_*.bin", "step_*/rank_*.bin", "rollouts/step_*/rollouts.bin", "step_*/rollouts.bin", "*.bin"),
     matches=_matches, read_file=_read, needs="msgspec",
 )

@@ -9,6 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from collector.errors import InputError
 from collector.records import Rollout, Sampling
 from collector.sources.formats.base import Format, Items, ReadOptions, first_keys, required, whole
 from collector.sources.formats.sequences import column, one_temperature, optional, split
@@ -30,7 +33,17 @@ def _parse(item: Any, where: str, options: ReadOptions) -> Items:
         engine_logprobs_T=column(required(obj, "inference_logprobs"), "inference_logprobs", sampled_T, prompt_P.size),
         trainer_logprobs_T=optional(obj.get("trainer_logprobs"), "trainer_logprobs", sampled_T, prompt_P.size),
         sampling=Sampling(temperature=one_temperature(obj.get("temperatures"), "temperatures", sampled_T, prompt_P.size)),
+        loss_mask_T=_learnt(obj.get("is_masked"), sampled_T, prompt_P.size), dropped=False,
     )
+
+
+def _learnt(filtered: Any, sampled_T: np.ndarray, n_prompt: int) -> np.ndarray:
+    """bool [T]: the loss mask without the tokens that the trainer's own ratio filter took out (`is_masked`)."""
+    if filtered is None:
+        return sampled_T
+    if not isinstance(filtered, list) or len(filtered) != n_prompt + sampled_T.size or any(value not in (None, 0, 1) for value in filtered):
+        raise InputError(f"a list of {n_prompt + sampled_T.size} truth values or nulls is expected", field="is_masked")
+    return sampled_T & ~np.array([bool(value) for value in filtered[n_prompt:]], dtype=bool)
 
 
 def _reward(values: Any) -> float | None:
@@ -51,7 +64,7 @@ def _matches(path: Path) -> bool:
 PRIME_RL = Format(
     name="prime-rl", about="prime-rl token exports, both sides per token", where="`<output>/token_exports/step_N/rank_R.jsonl` + `STABLE`",
     turn_on="`enable_token_export = true` (trainer)",
-    knows=frozenset({"ids", "engine logprobs", "trainer logprobs", "sampling", "sampled mask", "reward"}),
+    knows=frozenset({"ids", "engine logprobs", "trainer logprobs", "sampling", "sampled mask", "loss mask", "reward"}),
     patterns=("token_exports/step_*/rank_*.jsonl", "step_*/rank_*.jsonl", "run_*/token_exports/step_*/rank_*.jsonl", "rank_*.jsonl", "*.jsonl"),
     matches=_matches, parse=_parse, by_step=True, complete=marked,
 )

@@ -144,7 +144,7 @@ def _rollout(row: dict[str, np.ndarray], step: str, number: int, group: str | No
         completion_tokens_T=token_ids(row["sequences"][place_T].tolist(), "sequences"),
         engine_logprobs_T=masked(row["rollout_logprobs"][response_C].tolist(), "rollout_logprobs", sampled_T), sampled_mask_T=sampled_T,
         trainer_logprobs_T=None if trainer is None else masked(trainer[response_C].tolist(), "action_log_probs", sampled_T),
-        traffic="train", labels=labels,
+        traffic="train", labels=labels, loss_mask_T=sampled_T if "loss_mask" in row else None,
     )
 
 
@@ -177,6 +177,6 @@ def _matches(path: Path) -> bool:
 SKYRL = Format(
     name="skyrl", about="SkyRL training batches, both sides per token; a pickle, read only when allowed",
     where="`<export_path>/dumped_data/global_step_N_training_input.pkl`", turn_on="`trainer.dump_data_batch=true`, and here `--allow-pickle`",
-    knows=frozenset({"ids", "engine logprobs", "trainer logprobs", "sampled mask"}), patterns=("dumped_data/*_training_input.pkl", "*.pkl"),
+    knows=frozenset({"ids", "engine logprobs", "trainer logprobs", "sampled mask", "loss mask"}), patterns=("dumped_data/*_training_input.pkl", "*.pkl"),
     matches=_matches, read_file=_read, complete=settled, needs="torch",
 )

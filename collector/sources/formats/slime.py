@@ -2,6 +2,7 @@
 
 Joined on the sample index, and only where the tokens agree. A Sample lists the weight version of each generation call, not
 where one call ends: one version (or several equal ones) covers the whole response, different ones are unknown.
+A sample the trainer has columns of was trained on; `remove_sample` says that it was dropped.
 Under context parallelism the trainer's column is a piece of the sequence; a column of another length is left out, counted.
 """
 
@@ -59,6 +60,7 @@ def _rollout(row: dict[str, Any], trained: dict[str, Any] | None, path: Path, wh
     sampled_T = mask(plain(row.get("loss_mask")), "loss_mask", size)
     start = ids_S.size - size
     trainer = _trainer_side(trained if trained is not None else row, ids_S, sampled_T, options)
+    dropped = True if row.get("remove_sample") else False if trained is not None else None
     listed = row.get("weight_versions") or []
     if not isinstance(listed, list):
         raise InputError("a list is expected", field="weight_versions")
@@ -74,6 +76,7 @@ def _rollout(row: dict[str, Any], trained: dict[str, Any] | None, path: Path, wh
         engine_logprobs_T=masked(plain(required(row, "rollout_log_probs")), "rollout_log_probs", sampled_T), traffic=_traffic(path),
         cached_prompt_tokens=_cached(row, start), finish_reason=STATUS.get(status) if isinstance(status, str) else None,
         reward=number(row, "reward") if type(row.get("reward")) in (int, float) else None,
+        loss_mask_T=None if row.get("loss_mask") is None else sampled_T, dropped=dropped,
     )
 
 
@@ -154,6 +157,6 @@ def _matches(path: Path) -> bool:
 SLIME = Format(
     name="slime", about="slime and miles dumps, both sides per token", where="`<dump>/rollout_data/<id>.pt` + `<dump>/train_data/<id>_<rank>.pt`",
     turn_on="`--dump-details DIR`",
-    knows=frozenset({"ids", "engine logprobs", "trainer logprobs", "weight version", "sampled mask", "reward", "finish reason"}),
+    knows=frozenset({"ids", "engine logprobs", "trainer logprobs", "weight version", "sampled mask", "loss mask", "reward", "finish reason"}),
     patterns=("rollout_data/*.pt", "train_data/*.pt", "*.pt"), matches=_matches, read_file=_read, complete=both_sides, needs="torch",
 )

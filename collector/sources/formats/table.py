@@ -30,6 +30,27 @@ updated in flight).
 PipelineRL's streams in Redis are read live with `files = [{path = "redis://HOST:6379/actor/0/0"}]` (pip install redis): XREAD
 takes nothing from the trainer, and of the pickled records only plain data is built.
 
+**What is trained on.** Where a format writes the trainer's loss mask (`loss mask` above) or says that a rollout was dropped, Klaxon
+judges three populations apart: `served` (everything sampled), `trained` (tokens the trainer learns from) and `dropped` (rollouts it
+threw away). NeMo-RL: `token_loss_mask`, and a `sample_loss_mask` of 0 is dropped. prime-rl: `loss_mask` without the tokens of
+`is_masked`. slime: `loss_mask`, `remove_sample` is dropped, a sample in train_data is not. SkyRL: `loss_mask`. PipelineRL's actor
+stream and open-instruct's traces come before the trainer's own filters: unknown. verl writes no token dump; its `response_mask` comes
+by `klaxon_tap.push_logprobs(loss_mask=…)` or `[sources] trainer_files`.
+
+**Bad and odd input** costs only itself, is counted, and is shown by `klaxon status` and the dashboard:
+
+| what | what happens | count |
+|---|---|---|
+| a line that is no JSON, of an unknown schema, with a missing or wrong field, other lengths, logprobs above 0 | refused by file, line and field | `refused_<reason>`; metrics: `metrics_refused` |
+| token ids beyond the model's vocabulary | not scored (known only with weights) | `left_out_tokens_token_out_of_range` |
+| a rollout or a metrics row that came before | dropped | `file_duplicates`, `pushed_duplicates`, `metrics_repeated` |
+| finished (logged) over a minute in the future | kept; filed under now | `file_clock_skew`, `pushed_clock_skew`, `metrics_clock_skew` |
+| earlier than the one before | kept; after its batch has closed it counts in the open one | `…_out_of_order`, `late` |
+| a file rotated, truncated or written anew | read to its end, then on from the new start | `…_tail_rotated`, `…_tail_truncated` |
+| a trainer's line about no known rollout, of another length, or said twice | waits, then dropped; refused; dropped | `trainer_unmatched`, `trainer_refused`, `trainer_repeated` |
+| weights half-written, vanished, come back different | not believed; forgotten; replaced | `status.weights.pending` and `.counts` |
+| generations behind the proxy without ids or logprobs | passed on, not reported | `unusable_<reason>` |
+
 Formats without engine logprobs hold nothing to compare. Turn on the tap (docs/tap.md) or put a proxy in front of the
 engine that records token ids and logprobs. Pickles can run code when read: SkyRL's are refused unless `--allow-pickle` is
 given, and then only tensors and arrays are built.

@@ -19,6 +19,7 @@ class JsonlMetrics:
 
     def __init__(self, path: str) -> None:
         self._tail = JsonLinesTail(path)
+        self.counts = self._tail.counts  # tail_rotated, tail_truncated
 
     def poll(self, now: float) -> Iterator[MetricsRow | InputError]:
         """Each complete new line."""

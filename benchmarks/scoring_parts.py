@@ -18,7 +18,7 @@ from collector.records import Rollout, Sampling, WeightVersion
 from collector.shadow.head import Head
 from collector.shadow.model import ShadowModel, model_shelf
 from collector.shadow.scorer import ShadowScorer
-from collector.shadow.views import ALWAYS, VIEWS, pick, temperature_views
+from collector.shadow.views import ALWAYS, VIEWS, log_softmax, pick, temperature_views
 
 Side = Callable[[Sequence[Rollout]], list[np.ndarray]]
 ERROR_ROLLOUTS = 6  # a float64 forward is slow
@@ -141,7 +141,7 @@ def head(_model: Path, quick: bool) -> dict:
                                  ("bfloat16", weight_VH.bfloat16(), hidden_NH.bfloat16())):
         ours = Head(weight, None, config, dtype=torch.float32, split=name == "split").logits(hidden)
         want = torch.cat([hidden.double() @ part.double().T for part in weight.split(20_000)], dim=1)
-        gap = pick(torch.log_softmax(ours, -1), ids_N).double() - pick(torch.log_softmax(want, -1), ids_N)
+        gap = pick(log_softmax(ours), ids_N).double() - pick(torch.log_softmax(want, -1), ids_N)
         found[name] = float(gap.abs().max())
     return found
 

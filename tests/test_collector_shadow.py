@@ -53,7 +53,7 @@ def rollout(seed: int, *, prompt=9, tokens=12, spans=None, sampling=T07, **field
 
 
 def load64(path: Path) -> torch.nn.Module:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager").eval()
 
 
 @torch.no_grad()

@@ -186,7 +186,8 @@ def _from_pretrained(folder: Path, dtype: torch.dtype | str) -> Any:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, config=padded_config(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            attn_implementation="sdpa", output_loading_info=True)
+            attn_implementation="eager", output_loading_info=True,
+            **({"experts_implementation": "eager"} if dtype in (torch.float64, "float64") else {}))  # grouped kernels have no float64
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise Unavailable(f"{folder} cannot be loaded as a causal language model: {error}") from error
     missing = sorted(info["missing_keys"])

@@ -23,9 +23,9 @@ _PACK_TOLERANCE = {8: 1e-6, 4: 1e-3, 2: 0.1}  # of the largest logit, by bytes o
 
 
 def fallback_attention(model: Any) -> str:
-    """The attention of models that cannot pack: SDPA, unless scores are capped, which SDPA leaves out."""
+    """The attention of models that cannot pack: SDPA where they have it, unless scores are capped, which SDPA leaves out."""
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    return "eager" if capped else "sdpa"
+    return "sdpa" if model._supports_sdpa and not capped else "eager"
 
 
 @torch.inference_mode()

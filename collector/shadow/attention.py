@@ -48,10 +48,6 @@ class Pack:
         self.kept = [{} for _ in self.keep]
 
 
-class NotPackable(ValueError):
-    """The architecture's attention does something that is not known here."""
-
-
 _running = threading.local()
 
 
@@ -68,10 +64,14 @@ def running(pack: Pack) -> Iterator[Pack]:
 def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
                      scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None,
                      s_aux: Tensor | None = None, **other: Any) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, heads, N, D], key and value [1, kv heads, N, D] → [1, N, heads, D]."""
+    """transformers' attention interface: query [1, heads, N, D], key and value [1, kv heads, N, D] → [1, N, heads, D].
+
+    Raises:
+        NotImplementedError: the layer asks for something that is not known here.
+    """
     pack: Pack | None = getattr(_running, "pack", None)
     if pack is None or query.shape[0] != 1 or any(other.get(name) is not None for name in _UNKNOWN):
-        raise NotPackable(f"{type(module).__name__} attends in a way that cannot be packed")
+        raise NotImplementedError(f"{type(module).__name__} attends in a way that cannot be packed")
     layer = module.layer_idx
     pack.layers.add(layer)
     for (start, end), kept in zip(pack.keep, pack.kept, strict=True):

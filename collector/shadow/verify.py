@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from collector.errors import Unavailable
-from collector.shadow.attention import NAME, NotPackable, Pack, Segment
+from collector.shadow.attention import NAME, Pack, Segment
 
 if TYPE_CHECKING:
     from collector.shadow.model import ShadowModel
@@ -62,7 +62,7 @@ def _packs(shadow: ShadowModel, ids_L: Tensor, own_NV: Tensor, limit: float) -> 
     try:
         shadow.attend_as(NAME)
         logits_NV = shadow.logits(shadow.packed(tokens_N, positions_N, pack))[2:]
-    except (NotPackable, ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         log.info("cannot be packed: %s", error)
         return False
     every_layer = len(pack.layers) == shadow._model.config.get_text_config().num_hidden_layers

@@ -13,31 +13,39 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from collector.config import ShadowConfig
-from collector.errors import ConfigError, Unavailable
+from collector.errors import Unavailable
 from collector.records import WeightVersion
+from collector.shadow.attention import Pack, Segment, running
+from collector.shadow.devices import pick_device, pick_devices, place, replicas
+from collector.shadow.head import Head
 from collector.shadow.lora import LoraMerge
+from collector.shadow.rounded import RoundedLinear, round_linears, wants_rounding
+from collector.shadow.verify import fallback_attention, verify
+from collector.shadow.vocabulary import padded_config, vocabulary
 from collector.weights.shelf import WeightShelf
 
-_PROBE_TOKENS = (0, 1, 2)
-_HEAD_TOLERANCE = 0.02  # of the largest logit: a bfloat16 head rounds to 0.4 %, a forgotten soft cap is tens of per cent
+__all__ = ["RoundedLinear", "ShadowModel", "load_version", "model_shelf", "pick_device"]
 
 
 class ShadowModel:
-    """A loaded version. B = rows, L = tokens of a row, N = tokens, H = hidden size, V = vocabulary."""
+    """A loaded version. B = rows, L = tokens of a row, N = tokens of a pack, H = hidden size, V = vocabulary.
 
-    def __init__(self, model: Any, head_VH: Tensor, head_bias_V: Tensor | None, *, head_dtype: torch.dtype,
-                 device: torch.device) -> None:
-        self._model, self._body = model, model.base_model
-        self._head_VH, self._head_bias_V, self._head_dtype = head_VH, head_bias_V, head_dtype
-        self._text_config = model.config.get_text_config()
-        self.device = device
-        self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
+    `packs`: segments of different rollouts run in one forward pass; else (recurrent layers, attention of a kind not known
+    here) one row at a time. `twins`: the same weights on further devices.
+    """
+
+    def __init__(self, model: Any, head: Head, *, device: torch.device, fallback: str) -> None:
+        self._model, self._body, self.head = model, model.base_model, head
+        self._text_config, self._fallback = model.config.get_text_config(), fallback
+        self.device = device  # where hidden states come out
+        self.vocab_size = head.vocab_size
+        self.packs = False
+        self.twins: tuple[ShadowModel, ...] = ()
 
     @classmethod
     def load(cls, path: str | Path, config: ShadowConfig, *, base: str = "") -> ShadowModel:
@@ -46,24 +54,33 @@ class ShadowModel:
         Raises:
             Unavailable: the folder is gone, incomplete, not a causal language model, or its head is not understood.
         """
-        folder, device = Path(path), pick_device(config.device)
+        devices = pick_devices(config)
+        if replicas(config) == 1:
+            return cls._load_on(Path(path), config, devices, base)
+        first, *others = (cls._load_on(Path(path), config, (device,), base) for device in devices)
+        first.twins = tuple(others)
+        return first
+
+    @classmethod
+    def _load_on(cls, folder: Path, config: ShadowConfig, devices: tuple[torch.device, ...], base: str) -> ShadowModel:
         body_dtype, head_dtype = getattr(torch, config.body_dtype), getattr(torch, config.head_dtype)
         model, adapter = _read(folder, body_dtype, base)
         head = model.get_output_embeddings()
         if head is None:
             raise Unavailable(f"{folder} has no language-model head")
-        stored_VH = _head_weight(model, Path(base or folder), adapter)
-        if device.type == "cpu" and body_dtype is torch.bfloat16 and _rounded(config):
-            _round_linears(model.base_model)
+        stored_VH, size = _head_weight(model, Path(base or folder), adapter), vocabulary(Path(base or folder), model, config)
+        if devices[0].type == "cpu" and body_dtype is torch.bfloat16 and wants_rounding(config):
+            round_linears(model.base_model)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
             if parameter.dtype is stored_VH.dtype:  # memory-mapped, and the trainer may rewrite the file: copy
                 parameter.data = parameter.data.clone()
-        model.to(device)
-        bias = None if head.bias is None else head.bias.detach().to(device, head_dtype)
-        head_VH = head.weight.detach() if head.weight.dtype is head_dtype else stored_VH.to(device)
-        shadow = cls(model, _stored_head(head_VH, head_dtype), bias, head_dtype=head_dtype, device=device)
-        shadow._verify_head(folder)
+        last = place(model, devices)
+        bias = None if head.bias is None else head.bias.detach()[:size].to(last, head_dtype)
+        weight_VH = head.weight.detach() if head.weight.dtype is head_dtype else stored_VH
+        shadow = cls(model, Head(weight_VH.to(last)[:size], bias, model.config.get_text_config(), dtype=head_dtype, split=last.type == "cuda"),
+                     device=last, fallback=fallback_attention(model))
+        verify(shadow, folder)
         return shadow
 
     def refill(self, path: str | Path, *, base: str = "") -> bool:
@@ -79,63 +96,61 @@ class ShadowModel:
         own, new = dict(self._model.named_parameters()), dict(source.named_parameters())
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in new.items()} or _other(source, self._model):
             return False
-        body_dtype = self._model.dtype
-        for name, parameter in own.items():
-            parameter.data.copy_(new[name].data.to(body_dtype))
-        if self._head_VH.data_ptr() != self._model.get_output_embeddings().weight.data_ptr():
-            self._head_VH.copy_(_stored_head(_head_weight(source, Path(base or folder), adapter), self._head_dtype))
-        if self._head_bias_V is not None:
-            self._head_bias_V.copy_(source.get_output_embeddings().bias.data)
-        self._verify_head(folder)
+        bias = source.get_output_embeddings().bias
+        for shadow in (self, *self.twins):
+            for name, parameter in shadow._model.named_parameters():
+                parameter.data.copy_(new[name].data.to(self._model.dtype))
+            if shadow.head.weight[0].data_ptr() != shadow._model.get_output_embeddings().weight.data_ptr():
+                weight_VH = _head_weight(source, Path(base or folder), adapter)[:self.vocab_size]
+                shadow.head.refill(weight_VH, None if bias is None else bias.data[:self.vocab_size])
+            elif bias is not None:
+                shadow.head.refill(shadow.head.weight[0], bias.data[:self.vocab_size])
+            verify(shadow, folder)
         return True
 
+    def replica(self, index: int) -> ShadowModel:
+        """This version on the index-th device of `split = "replicas"`."""
+        return self.twins[index - 1] if index else self
+
     def new_cache(self) -> DynamicCache:
-        """An empty KV cache for this architecture."""
+        """An empty KV cache for this architecture, for one_row."""
         return DynamicCache(config=self._model.config)
 
     @torch.inference_mode()
-    def hidden(self, tokens_BL: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Hidden states [B, L, H] of the next tokens of each row; extends the cache. Pad on the right only."""
-        out = self._body(input_ids=tokens_BL.to(self.device), past_key_values=cache, use_cache=cache is not None)
-        return out.last_hidden_state
+    def packed(self, tokens_N: Tensor, positions_N: Tensor, pack: Pack) -> Tensor:
+        """Hidden states [N, H] of a pack's rows; positions count from the start of each rollout. Fills pack.kept."""
+        start = self._model.get_input_embeddings().weight.device
+        with running(pack):
+            out = self._body(input_ids=tokens_N[None].to(start), position_ids=positions_N[None].to(start), use_cache=False)
+        return out.last_hidden_state[0]
 
     @torch.inference_mode()
+    def one_row(self, tokens_L: Any, cache: DynamicCache) -> Tensor:
+        """Hidden states [L, H] of the next tokens of one row; extends the cache."""
+        start = self._model.get_input_embeddings().weight.device
+        ids_1L = torch.as_tensor(tokens_L, dtype=torch.int64, device=start)[None]
+        return self._body(input_ids=ids_1L, past_key_values=cache, use_cache=True).last_hidden_state[0]
+
+    def hidden(self, tokens_BL: Tensor) -> Tensor:
+        """Hidden states [B, L, H] of whole rows of one length."""
+        n_rows, length = tokens_BL.shape
+        if not self.packs:
+            return torch.stack([self.one_row(row, self.new_cache()) for row in tokens_BL])
+        segments = tuple(Segment(row * length, (row + 1) * length) for row in range(n_rows))
+        positions_N = torch.arange(length).repeat(n_rows)
+        return self.packed(tokens_BL.reshape(-1), positions_N, Pack(segments)).unflatten(0, (n_rows, length))
+
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V], float32 (float64 for a float64 head), as the trainer's head computes them."""
-        return self._after_head(self._matmul(hidden_NH))
+        return self.head.logits(hidden_NH)
 
-    def _matmul(self, hidden_NH: Tensor) -> Tensor:
-        wide = torch.float64 if self._head_dtype is torch.float64 else torch.float32
-        if self._head_dtype in (torch.bfloat16, torch.float16):  # rounded inputs, float32 sums, rounded output
-            hidden_NH = hidden_NH.to(self._head_dtype)
-        if hidden_NH.is_cuda and hidden_NH.dtype == self._head_VH.dtype and hidden_NH.dtype.itemsize == 2:
-            logits_NV = torch.mm(hidden_NH, self._head_VH.t(), out_dtype=torch.float32)  # exact products, fp32 sums
-        else:
-            logits_NV = functional.linear(hidden_NH.to(wide), self._head_VH.to(wide))
-        if self._head_bias_V is not None:
-            logits_NV = logits_NV + self._head_bias_V.to(wide)
-        return logits_NV.to(self._head_dtype).to(wide)
+    def attend_as(self, name: str) -> None:
+        """Switch transformers' attention implementation.
 
-    def _after_head(self, logits_NV: Tensor) -> Tensor:
-        config = self._text_config
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
-            return torch.tanh(logits_NV / cap) * cap
-        if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
-            return logits_NV * scale
-        if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
-            return logits_NV / divisor
-        return logits_NV
-
-    @torch.inference_mode()
-    def _verify_head(self, folder: Path) -> None:
-        probe = torch.tensor([_PROBE_TOKENS], device=self.device)
-        own_NV = self._model(input_ids=probe).logits[0].float()
-        ours_NV = self.logits(self.hidden(probe)[0]).float()
-        off = float((ours_NV - own_NV).abs().max())
-        limit = _HEAD_TOLERANCE * float(own_NV.abs().max()) + 0.05
-        if not off <= limit:  # also catches NaN
-            raise Unavailable(f"{folder}: the head of {type(self._model).__name__} does something Klaxon does not know "
-                              f"(its logits are off by {off:.3g}), or the weights are not finite")
+        Raises:
+            ValueError: this architecture does not have it.
+        """
+        self._model.set_attn_implementation(name)
 
 
 def model_shelf(config: ShadowConfig, known: Iterable[WeightVersion] = ()) -> WeightShelf[ShadowModel]:
@@ -155,52 +170,6 @@ def load_version(version: WeightVersion, evicted: ShadowModel | None, config: Sh
     return ShadowModel.load(version.path, config, base=version.base)
 
 
-def pick_device(name: str) -> torch.device:
-    """The torch device of a config value ("auto", "cpu", "cuda:1", …).
-
-    Raises:
-        ConfigError: the device does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"shadow.device: {name!r} is no device; write auto, cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"shadow.device: {name!r} is asked for, but torch sees no CUDA device; write auto or cpu")
-    return device
-
-
-class RoundedLinear(nn.Module):
-    """A bfloat16 linear layer on float32 kernels: inputs and weights are bfloat16 values, the sum is float32, the
-    output is rounded to bfloat16 once. Exactly the roundings of a bfloat16 matmul; only the order of the sum differs.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = nn.Parameter(linear.weight.detach().float(), requires_grad=False)
-        bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
-        self.register_parameter("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x.float(), self.weight, self.bias).to(x.dtype)
-
-
-def _rounded(config: ShadowConfig) -> bool:
-    if config.bf16_on_cpu != "auto":
-        return config.bf16_on_cpu == "rounded"
-    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _round_linears(body: nn.Module) -> None:
-    for module in list(body.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Linear:
-                setattr(module, name, RoundedLinear(child))
-
-
 def _read(folder: Path, dtype: torch.dtype | str, base: str) -> tuple[Any, LoraMerge | None]:
     """The model of a folder, or of its base with the folder's adapter merged in."""
     if not base:
@@ -216,8 +185,9 @@ def _from_pretrained(folder: Path, dtype: torch.dtype | str) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            attn_implementation="sdpa", output_loading_info=True)
+            folder, config=padded_config(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            attn_implementation="eager", output_loading_info=True,
+            **({"experts_implementation": "eager"} if dtype in (torch.float64, "float64") else {}))  # grouped kernels have no float64
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise Unavailable(f"{folder} cannot be loaded as a causal language model: {error}") from error
     missing = sorted(info["missing_keys"])
@@ -239,15 +209,6 @@ def _head_weight(model: Any, folder: Path, adapter: LoraMerge | None = None) -> 
                 stored_VH = tensors.get_tensor(name)
                 return adapter.merged(name.removesuffix(".weight"), stored_VH) if adapter else stored_VH
     return target.detach()
-
-
-def _stored_head(weight_VH: Tensor, head_dtype: torch.dtype) -> Tensor:
-    """The head matrix as the matmul wants it: 16-bit on CUDA where that is exact, widened once on a CPU."""
-    if head_dtype in (torch.bfloat16, torch.float16):
-        weight_VH = weight_VH.to(head_dtype)
-    if weight_VH.is_cuda and weight_VH.dtype.itemsize == 2:
-        return weight_VH
-    return weight_VH.to(torch.float64 if head_dtype is torch.float64 else torch.float32)
 
 
 def _other(left: Any, right: Any) -> bool:

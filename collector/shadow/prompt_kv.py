@@ -6,24 +6,32 @@ weights behind every one of them, so KV of other weights is never taken for one'
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+import torch
+
+from collector.shadow.attention import KV
 
 WORTH_KEEPING_TOKENS = 64  # an entry must hold at least this many tokens no other entry holds
 WORTH_TAKING_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """KV of the first `tokens` tokens of a prompt; the tensors may hold more."""
+
+    tokens: int = 0
+    kv: KV = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     tokens_P: np.ndarray
     weights_P: np.ndarray  # code of the digest behind each position
-    cache: DynamicCache
+    kv: KV
     size_bytes: int
 
 
@@ -36,41 +44,35 @@ class PromptKV:
         self._codes: dict[str, int] = {}
         self.counts: Counter[str] = Counter()
 
-    def take(self, tokens_P: np.ndarray, digests: Sequence[tuple[int, str]]) -> tuple[DynamicCache | None, int]:
-        """KV for the start of a prompt and how many tokens it covers, all but the last one at most; (None, 0) when none.
+    @property
+    def keeps(self) -> bool:
+        """Does it keep anything at all?"""
+        return self._limit_bytes > 0
+
+    def take(self, tokens_P: np.ndarray, digests: Sequence[tuple[int, str]]) -> Known:
+        """KV for the start of a prompt, all but its last token at most.
 
         `digests`: (end, weight digest) of the steps that compute the prompt, in order.
         """
         entry, common = self._longest(tokens_P, self._weights(digests, tokens_P.size))
         common = min(common, tokens_P.size - 1)
         if entry is None or common < WORTH_TAKING_TOKENS:
-            return None, 0
+            return Known()
         self._entries.append(self._entries.pop(next(i for i, one in enumerate(self._entries) if one is entry)))
-        self.counts["tokens_taken"] += common
-        taken = fork(entry.cache)
-        if common < entry.tokens_P.size:
-            taken.crop(common - entry.tokens_P.size)
-        return taken, common
+        return Known(common, entry.kv)
 
-    def common(self, tokens_P: np.ndarray, digests: Sequence[tuple[int, str]]) -> int:
-        """How many tokens `take` would cover."""
-        _, common = self._longest(tokens_P, self._weights(digests, tokens_P.size))
-        return common if common >= WORTH_TAKING_TOKENS else 0
-
-    def keep(self, tokens_P: np.ndarray, digests: Sequence[tuple[int, str]], cache: DynamicCache) -> None:
-        """Remember the KV of a whole prompt, unless it is nearly known already or cannot be cut to a shorter one."""
+    def keep(self, tokens_P: np.ndarray, digests: Sequence[tuple[int, str]], parts: Sequence[KV]) -> None:
+        """Remember the KV of a whole prompt, given in parts, unless it is nearly known already."""
         weights_P = self._weights(digests, tokens_P.size)
         known = self._longest(tokens_P, weights_P)[1]
-        if tokens_P.size - known < WORTH_KEEPING_TOKENS or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        size = sum(tensor.numel() * tensor.element_size() for kv in parts for pair in kv.values() for tensor in pair)
+        if tokens_P.size - known < WORTH_KEEPING_TOKENS or size > self._limit_bytes:
             return
-        size = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
-        if size > self._limit_bytes:
-            return
-        self._entries.append(_Entry(tokens_P.copy(), weights_P, fork(cache), size))
-        self.counts["kept"] += 1
-        while sum(entry.size_bytes for entry in self._entries) > self._limit_bytes:
+        while self._entries and sum(entry.size_bytes for entry in self._entries) + size > self._limit_bytes:
             self._entries.pop(0)
             self.counts["dropped"] += 1
+        self._entries.append(_Entry(tokens_P.copy(), weights_P, join(parts), size))
+        self.counts["kept"] += 1
 
     def _weights(self, digests: Sequence[tuple[int, str]], size: int) -> np.ndarray:
         out_P, start = np.zeros(size, dtype=np.int64), 0
@@ -90,8 +92,13 @@ class PromptKV:
         return best, longest
 
 
-def fork(cache: DynamicCache) -> DynamicCache:
-    """A cache that can grow and be cut on its own. Tensors are shared: a dynamic layer replaces them, never writes into them."""
-    own = copy.copy(cache)
-    own.layers = [copy.copy(layer) if type(layer) is DynamicLayer else copy.deepcopy(layer) for layer in cache.layers]
-    return own
+def part(kv: KV, start: int, end: int) -> KV:
+    """The KV of tokens [start, end); shares memory."""
+    return {layer: (key[:, :, start:end], value[:, :, start:end]) for layer, (key, value) in kv.items()}
+
+
+def join(parts: Sequence[KV]) -> KV:
+    """Parts behind one another; new memory where there are several."""
+    if len(parts) == 1:
+        return parts[0]
+    return {layer: tuple(torch.cat(side, dim=2) for side in zip(*(kv[layer] for kv in parts), strict=True)) for layer in parts[0]}

@@ -1,14 +1,16 @@
 """The shadow scorer: the trainer's logprobs of sampled rollouts, under the weights that generated them.
 
-A group's common prompt runs once and its KV is shared; rows are batched by length and padded on the right, where causal
-attention never looks. Logits exist for `chunk_tokens` tokens at a time, and every view is read from that chunk.
+What rollouts have in common (a group's prompt, a system prompt) runs once, everything runs in packs without padding, and
+logits exist for a chunk of tokens at a time, from which every view is read.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,8 +20,9 @@ from collector.config import ShadowConfig
 from collector.errors import Unavailable
 from collector.records import Rollout, Score
 from collector.shadow import plan as planning
-from collector.shadow.batches import Batch, Hidden, batches_of, run_batch
+from collector.shadow.devices import replicas
 from collector.shadow.model import ShadowModel
+from collector.shadow.packs import Hidden, forests_of, run_forest
 from collector.shadow.plan import Pass, Refusal
 from collector.shadow.prompt_kv import PromptKV
 from collector.shadow.views import (ALWAYS, TokenSampling, View, entropy, expected, expected_distribution, pick,
@@ -46,14 +49,15 @@ class ShadowScorer:
     """Scores rollouts with the versions on the shelf. One scorer belongs to one thread at a time.
 
     `counts`: rollouts_scored, rollouts_refused, tokens_scored, tokens_<kind> for every reason a sampled token was left
-    out, body_tokens (through the body, padding included), padding_tokens. `refusals` holds the last reasons.
+    out, body_tokens (through the body). `refusals` holds the last reasons.
     """
 
     def __init__(self, config: ShadowConfig, shelf: WeightShelf[ShadowModel]) -> None:
         self.config, self.shelf = config, shelf
-        self.prompts = PromptKV(config.prompt_kv_mb << 20)
+        self.prompts = [PromptKV(config.prompt_kv_mb << 20) for _ in range(replicas(config))]
         self.counts: Counter[str] = Counter()
         self.refusals: deque[Refusal] = deque(maxlen=200)
+        self._lock = threading.Lock()  # replicas count beside one another
 
     def score(self, rollouts: Sequence[Rollout], *, views: Mapping[str, View] = ALWAYS, version: str | None = None,
               prefix_version: str | None = None) -> list[Score]:
@@ -70,14 +74,27 @@ class ShadowScorer:
         planned = rollouts if prefix_version is None else planning.older_than_their_group(rollouts)
         passes = [item for row, rollout in enumerate(planned)
                   for item in self._plan(row, rollout, version, prefix_version)]
-        for batch in batches_of(self._loadable(passes), self.shelf, self.config, self.prompts):
-            self._score_batch(batch, rows, views)
+        self._run(list(self._loadable(passes)), rows, views)
         scores = [row.score(version or row.rollout.version) for row in rows]
         n_scored = [int(score.scored_mask_T.sum()) for score in scores]
         self.counts["tokens_scored"] += sum(n_scored)
         self.counts["rollouts_scored"] += sum(n > 0 for n in n_scored)
         self.counts["rollouts_refused"] += sum(n == 0 for n in n_scored)
         return scores
+
+    def _run(self, passes: list[Pass], rows: list[_Rows], views: Mapping[str, View]) -> None:
+        """Every forest; with replicas, the rollouts of one prompt on one device, all devices at once."""
+        if len(self.prompts) == 1:
+            self._run_share(passes, rows, views)
+            return
+        with ThreadPoolExecutor(len(self.prompts), thread_name_prefix="replica") as pool:
+            shares = _shares(passes, len(self.prompts))
+            for done in [pool.submit(self._run_share, share, rows, views, replica) for replica, share in enumerate(shares)]:
+                done.result()
+
+    def _run_share(self, passes: list[Pass], rows: list[_Rows], views: Mapping[str, View], replica: int = 0) -> None:
+        for forest in forests_of(passes):
+            self._score_forest(forest, rows, views, replica)
 
     def _plan(self, row: int, rollout: Rollout, version: str | None, prefix_version: str | None) -> list[Pass]:
         refusal = planning.check(rollout, config=self.config, version=version, prefix_version=prefix_version)
@@ -109,36 +126,37 @@ class ShadowScorer:
                 else:
                     self._refuse(item, bad.kind, bad.text)
 
-    def _score_batch(self, batch: Batch, rows: list[_Rows], views: Mapping[str, View]) -> None:
+    def _score_forest(self, passes: Sequence[Pass], rows: list[_Rows], views: Mapping[str, View], replica: int) -> None:
         try:
-            for hidden in run_batch(batch, self.shelf, self.config, self.prompts):
-                self.counts["body_tokens"] += hidden.body_tokens
-                self.counts["padding_tokens"] += hidden.padding_tokens
-                self._head(hidden, batch, rows, views)
+            for hidden in run_forest(passes, self.shelf, self.config, self.prompts[replica], replica):
+                with self._lock:
+                    self.counts["body_tokens"] += hidden.body_tokens
+                self._head(hidden, passes, rows, views, replica)
         except Unavailable as error:  # an older version was pruned, or vanished meanwhile
-            for item in batch.passes:
+            for item in passes:
                 self._refuse(item, "version_unavailable", str(error))
         except (RuntimeError, IndexError) as error:  # out of memory, or weights of another vocabulary
-            if len(batch.passes) > 1:
-                for item in batch.passes:
-                    self._score_batch(Batch(passes=(item,), shared_prompt=batch.shared_prompt), rows, views)
+            if len(passes) > 1:
+                for item in passes:
+                    self._score_forest((item,), rows, views, replica)
                 return
-            (item,) = batch.passes
+            (item,) = passes
             log.warning("scoring %s failed: %s", item.rollout.request_id, error)
             self._refuse(item, "forward_failed", f"its forward pass failed: {error}")
 
-    def _head(self, hidden: Hidden, batch: Batch, rows: list[_Rows], views: Mapping[str, View]) -> None:
+    def _head(self, hidden: Hidden, passes: Sequence[Pass], rows: list[_Rows], views: Mapping[str, View], replica: int) -> None:
         """Logits chunk by chunk, every view from each chunk."""
-        model = self.shelf.get(hidden.version)
-        rollouts = tuple(item.rollout for item in batch.passes)
-        for start in range(0, hidden.pass_of_N.size, self.config.chunk_tokens):
-            part = slice(start, start + self.config.chunk_tokens)
+        model = self.shelf.get(hidden.version).replica(replica)
+        rollouts = tuple(item.rollout for item in passes)
+        chunk_tokens = max(1, min(self.config.chunk_tokens, (self.config.logits_mb << 20) // (4 * model.vocab_size)))
+        for start in range(0, hidden.pass_of_N.size, chunk_tokens):
+            part = slice(start, start + chunk_tokens)
             pass_of_N, index_N = hidden.pass_of_N[part], hidden.index_N[part]
             ids_N = np.array([rollouts[b].completion_tokens_T[i] for b, i in zip(pass_of_N, index_N, strict=True)])
             chunk = self._views(model, hidden.hidden_NH[part], ids_N, sampling_rows(
                 rollouts, pass_of_N, index_N, model.device), views)
             for b in np.unique(pass_of_N):
-                mine, target = pass_of_N == b, rows[batch.passes[b].row]
+                mine, target = pass_of_N == b, rows[passes[b].row]
                 for name in views:
                     target.views[name][index_N[mine]] = chunk[name][mine]
                 target.entropy_T[index_N[mine]] = chunk["entropy"][mine]
@@ -162,6 +180,21 @@ class ShadowScorer:
         """Count and remember a refusal; False when there is none."""
         if refusal is None:
             return False
-        self.counts[f"tokens_{refusal.kind}"] += refusal.tokens
-        self.refusals.append(refusal)
+        with self._lock:
+            self.counts[f"tokens_{refusal.kind}"] += refusal.tokens
+            self.refusals.append(refusal)
         return True
+
+
+def _shares(passes: Sequence[Pass], count: int) -> list[list[Pass]]:
+    """Passes split by prompt so that every share has about as many tokens."""
+    by_prompt: dict[bytes, list[Pass]] = defaultdict(list)
+    for item in passes:
+        by_prompt[item.rollout.prompt_tokens_P.tobytes()].append(item)
+    shares: list[list[Pass]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for group in sorted(by_prompt.values(), key=lambda group: -sum(item.steps[-1].end for item in group)):
+        least = loads.index(min(loads))
+        shares[least].extend(group)
+        loads[least] += sum(item.steps[-1].end for item in group)
+    return shares

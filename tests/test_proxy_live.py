@@ -156,13 +156,13 @@ def test_several_completions_of_one_request_are_the_same_rollouts_to_proxy_and_t
 
 
 def test_an_answer_cut_at_a_stop_string_has_as_many_logprobs_as_ids(live: Setup) -> None:
-    whole = live.post(live.direct, "/v1/completions", max_tokens=12).json()["choices"][0]
-    before, stop = live.counts(), whole["text"][3:5]
+    before = live.counts()
+    stop = live.post(live.direct, "/v1/completions", max_tokens=12).json()["choices"][0]["text"][3:5]
     choice, = live.post(live.through, "/v1/completions", max_tokens=12, stop=[stop]).json()["choices"]
     assert choice["finish_reason"] == "stop" and stop not in choice["text"]
-    tap, proxy = live.rollouts(before, direct=0, through=1)
+    tap, proxy = live.rollouts(before, direct=1, through=1)
     agree(tap, proxy)
-    assert tap[0]["token_ids"] == choice["token_ids"] and len(tap[0]["logprobs"]) == len(choice["token_ids"]) < 12
+    assert tap[1]["token_ids"] == choice["token_ids"] and len(tap[1]["logprobs"]) == len(choice["token_ids"]) < 12
 
 
 def served(metrics: str) -> Counter[int]:

@@ -38,7 +38,6 @@ class InProcess:
             self.process = subprocess.Popen(
                 [sys.executable, str(SCRIPT), kind, MODEL, str(self.answers), *more], stdin=subprocess.PIPE, stdout=log,
                 stderr=subprocess.STDOUT, text=True, env=unset | engine_environment(gpu=has_gpu()) | {"KLAXON_URL": url} | environment)
-        assert self.hear() == "ready"
 
     @property
     def name(self) -> str:
@@ -75,18 +74,19 @@ class InProcess:
 
 @contextlib.contextmanager
 def engine(kind: str, folder: Path, url: str, *more: str, **environment: str) -> Iterator[InProcess]:
-    made = InProcess.__new__(InProcess)
+    """Started and ready; stopped at the end, if it has not ended by itself."""
+    made = InProcess(kind, folder, url, *more, **environment)
     try:
-        made.__init__(kind, folder, url, *more, **environment)
+        assert made.hear() == "ready"
         yield made
     finally:
-        if (process := getattr(made, "process", None)) is not None and process.poll() is None:
-            process.terminate()
+        if made.process.poll() is None:
+            made.process.terminate()
             try:
-                process.wait(30)
+                made.process.wait(60)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                made.process.kill()
+                made.process.wait()
 
 
 def same(messages: list[dict[str, Any]], got: list[dict[str, Any]], name: str) -> None:

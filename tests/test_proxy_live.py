@@ -54,8 +54,8 @@ class Setup:
     def rollouts(self, before: tuple[int, int], direct: int, through: int) -> tuple[list[dict], list[dict]]:
         """(the tap's, the proxy's) since `before`, once all have come."""
         tap, proxy = before
-        wait(lambda: len(self.tap.of("rollout")) == tap + direct + through, seconds=60)
-        wait(lambda: len(self.proxy.of("rollout")) == proxy + through, seconds=60)
+        wait(lambda: len(self.tap.of("rollout")) == tap + direct + through, seconds=120)
+        wait(lambda: len(self.proxy.of("rollout")) == proxy + through, seconds=120)
         return self.tap.of("rollout")[tap:], self.proxy.of("rollout")[proxy:]
 
     def counts(self) -> tuple[int, int]:
@@ -183,4 +183,4 @@ def test_each_rank_behind_the_one_url_is_a_replica_of_its_own(live: Setup) -> No
     assert {message["dp_rank"] for message in tap[:4]} == {0, 1}, "vLLM spreads requests over its ranks"
     assert {parse_rollout(message, where="tap").replica for message in tap} == {f"{live.engine}#dp{rank}" for rank in range(RANKS)}
     expected = Counter(message["dp_rank"] for message in live.tap.of("rollout"))
-    wait(lambda: served(live.direct.get("/metrics").text) == expected, seconds=30)
+    wait(lambda: served(live.direct.get("/metrics").text) == expected, seconds=120)

@@ -107,13 +107,13 @@ def test_llm_with_its_core_in_another_process_reports_what_the_caller_got(tmp_pa
         with engine("llm", tmp_path, daemon.url, VLLM_ENABLE_V1_MULTIPROCESSING="1") as running:
             got = running.generate([1, 300, 301], [1, 400, 401, 402], n=2)
             assert len(got) == 4
-            wait(lambda: len(daemon.of("rollout")) == 4, seconds=60)
+            wait(lambda: len(daemon.of("rollout")) == 4, seconds=120)
             same(daemon.of("rollout"), got, running.name)
             assert running.ask(reload=MODEL) == "reloaded"
             got = running.generate([1, 300, 301])
             assert running.generate([1, 500], logprobs=None)[0]["logprobs"] is None
             assert running.end() == 0
-            wait(lambda: len(daemon.of("rollout")) == 5, seconds=60)
+            wait(lambda: len(daemon.of("rollout")) == 5, seconds=120)
             same(daemon.of("rollout")[4:], got, running.name)
             assert {beat["pid"] for beat in daemon.of("heartbeat")} == {running.process.pid}, "the caller's process alone beats"
             assert daemon.of("heartbeat")[-1]["faults"] == 0
@@ -127,7 +127,7 @@ def test_llm_in_one_process_waits_for_no_daemon_and_reports_to_one_that_comes_la
         got = running.generate([1, 300, 301], n=2)
         daemon = Daemon(("127.0.0.1", port))
         try:
-            wait(lambda: len(daemon.of("rollout")) == 2, seconds=60)
+            wait(lambda: len(daemon.of("rollout")) == 2, seconds=120)
             same(daemon.of("rollout"), got, running.name)
         finally:
             daemon.close()
@@ -143,7 +143,7 @@ def test_async_llm_reports_what_the_caller_got(tmp_path: Path) -> None:
             got = running.generate([1, 300, 301], [1, 400, 401, 402], n=2)
             assert len(got) == 4
             assert running.end() == 0
-            wait(lambda: len(daemon.of("rollout")) == 4, seconds=60)
+            wait(lambda: len(daemon.of("rollout")) == 4, seconds=120)
             same(daemon.of("rollout"), got, running.name)
             assert all("dp_rank" not in message for message in daemon.of("rollout"))
             assert {beat["pid"] for beat in daemon.of("heartbeat")} == {running.process.pid}

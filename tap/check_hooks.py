@@ -47,17 +47,21 @@ HOOKS = (
     Hook(OUTPUT, "RequestState.external_req_id", "the client's own request id", required=False),
     Hook(INPUT, "InputProcessor.__init__", "the engine's settings", required=False),
     Hook(INPUT, "InputProcessor.process_inputs", "asking for logprobs (KLAXON_FORCE_LOGPROBS)", required=False),
+    Hook("vllm/v1/engine/core_client.py", "DPLBAsyncMPClient.get_core_engine_for_request",
+         "data-parallel ranks behind one URL as replicas of their own", required=False),
     Hook("vllm/plugins/__init__.py", "vllm.general_plugins", "being loaded at all"),
     Hook("vllm/entrypoints/openai/api_server.py vllm/entrypoints/serve/middleware/register.py", "args.middleware", "the middleware", required=False),
 )
 
 
-def missing_hooks(wheel: Path) -> list[Hook]:
-    """The hooks a wheel lacks."""
-    with zipfile.ZipFile(wheel) as files:
-        names = set(files.namelist())
-        wanted = {path for hook in HOOKS for path in hook.path.split()} & names
-        texts = {path: files.read(path).decode() for path in wanted}
+def missing_hooks(release: Path) -> list[Hook]:
+    """The hooks a release lacks: a wheel, or the folder vLLM is installed in (site-packages)."""
+    wanted = {path for hook in HOOKS for path in hook.path.split()}
+    if release.is_dir():
+        texts = {path: (release / path).read_text(encoding="utf-8") for path in wanted if (release / path).is_file()}
+    else:
+        with zipfile.ZipFile(release) as files:
+            texts = {path: files.read(path).decode() for path in wanted & set(files.namelist())}
     trees = {path: ast.parse(text) for path, text in texts.items()}
     return [hook for hook in HOOKS
             if not any(_has(trees[path], texts[path], hook.what) for path in hook.path.split() if path in texts)]

@@ -1,7 +1,7 @@
 """vLLM plugin (entry point `vllm.general_plugins`): sees every finished request of the engine it is loaded into.
 
-Two methods of vLLM's V1 output processor and one of its input processor are wrapped; each wrapper calls the original
-first and looks at the result afterwards, inside a try block: whatever goes wrong here is counted, logged once, and the
+Methods of vLLM's V1 output and input processors, and of its client of data-parallel ranks, are wrapped; each wrapper calls
+the original first and looks at the result afterwards, inside a try block: whatever goes wrong here is counted, logged once, and the
 engine goes on untouched. The names are private to vLLM, so a version that lacks one is left alone, with a warning; the
 daemon notices by the missing heartbeat.
 
@@ -59,6 +59,7 @@ class Tap:
         self.reported = self.faults = self.without_logprobs = self.multimodal = 0
         self.vllm_version: str | None = None
         self._max_logprobs = -1
+        self._ranks: dict[str, int] = {}  # request under way → the data-parallel rank it was given to
         self._kill = settings.KillSwitch()
         self._force = settings.forced_logprobs()
         self.sender = Sender(url, token=settings.token(), source="plugin", about=self._about)
@@ -72,6 +73,7 @@ class Tap:
             _wrap(RequestState, "from_new_request", self._from_new_request, is_classmethod=True),
             _wrap(RequestState, "make_request_output", self._make_request_output),
             _wrap(OutputProcessor, "__init__", self._engine_seen)])
+        self._install_ranks()
         try:
             from vllm.v1.engine.input_processor import InputProcessor
         except ImportError:
@@ -79,6 +81,14 @@ class Tap:
             return
         _wrap(InputProcessor, "__init__", self._config_seen)
         _wrap(InputProcessor, "process_inputs", self._process_inputs)
+
+    def _install_ranks(self) -> None:
+        try:
+            from vllm.v1.engine.core_client import DPLBAsyncMPClient
+        except ImportError:
+            log.warning("klaxon tap: this vLLM does not tell data-parallel ranks apart here; they count as one replica")
+            return
+        _wrap(DPLBAsyncMPClient, "get_core_engine_for_request", self._rank_chosen)
 
     @property
     def working(self) -> bool:
@@ -126,12 +136,22 @@ class Tap:
             state._klaxon_dp_rank = getattr(request, "data_parallel_rank", None)
         return state
 
+    def _rank_chosen(self, original: Callable[..., Any], client: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Ranks behind one URL are replicas of their own; which one serves a request, vLLM's load balancer decides here."""
+        identity = original(client, request, *args, **kwargs)
+        with _Guard(self):
+            self._ranks[request.request_id] = int.from_bytes(identity, "little")
+        return identity
+
     def _make_request_output(self, original: Callable[..., Any], state: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(state, *args, **kwargs)
         if getattr(state, "_klaxon_forced", False):
             with _Guard(self):
                 _strip(result)
         reason = kwargs.get("finish_reason", args[2] if len(args) > 2 else None)
+        if reason is not None and self._ranks:
+            with _Guard(self):
+                state._klaxon_dp_rank = self._ranks.pop(state.request_id, state._klaxon_dp_rank)
         if reason is not None and self._kill.on():
             with _Guard(self):
                 self._report(state, str(reason))

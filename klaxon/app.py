@@ -86,7 +86,7 @@ class Daemon:
                              last_rollout_at=lambda: self.worker.last_rollout_at, say=self.say)
         self.live = Live(self)
         hooks = Hooks(say=self.say, observe=self.live.observation, quick=self.diagnostician.quick, diagnose=self.diagnostician.start,
-                      after_batch=self.diagnostician.after_batch, take_counts=self._take_counts)
+                      after_batch=self.diagnostician.after_batch, take_counts=self._take_counts, suspects=self._suspects)
         self.watch = Watch(config, bank=self.bank, builder=builder, builder_lock=lock, store=self.store,
                            alerts=self.alerts, hooks=hooks, clock=time.time)
         self.api: FastAPI = build_api(self.store, self.live)
@@ -141,6 +141,10 @@ class Daemon:
     def _event(self, message: dict) -> None:
         data = message.get("data") or {}
         self.say("engine_call", f"{message['name']} {data.get('path', '')}".strip(), dict(data))
+
+    def _suspects(self, first: int, last: int) -> list[str]:
+        """Keyed hashes of the rollouts of batches first … last that are far outside the healthy ones, oldest first."""
+        return [self.store.request_hash(request) for t, request in list(self.worker.filing.suspects) if first <= t <= last]
 
     def _take_counts(self) -> dict[str, int]:
         """What was refused or lost since the last batch."""

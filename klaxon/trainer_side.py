@@ -15,6 +15,7 @@ from collector.sources.metrics.registry import open_sources
 from collector.sources.metrics.source import NOT_METRICS, MetricsSource
 from collector.weights.layouts import look
 from collector.weights.ledger import VersionLedger, known_version
+from detectors.trainer_health import TrainerHealth
 from klaxon.config import Config
 from klaxon.shadow import open_shadow, why_no_shadow
 
@@ -34,6 +35,7 @@ class TrainerSide:
         self.shadow = open_shadow(config, say, believed=self._believed)
         self.sources = open_sources(config.metrics.sources, metrics_file=config.trainer.metrics_file)
         self.names = config.metrics.name_map()
+        self.health = TrainerHealth()
         self._stored = dict(store.query('SELECT source, max("at") FROM metrics GROUP BY source'))  # by an earlier daemon of this run
         self.counts: Counter[str] = Counter()  # polls that failed, by source
         self._silent: set[int] = set()  # sources whose failure has been told
@@ -120,7 +122,8 @@ class TrainerSide:
         numbers = self.names.standard(numbers)
         if self.names.framework != told:
             self.say("metrics_named", f"the trainer's metrics are named as by {self.names.framework}", {"framework": self.names.framework})
-        self.latest = {"step": step, "at": at, **numbers}
+        self.latest = {"step": step, "at": at, **{name: value for name, value in numbers.items() if math.isfinite(value)}}
+        self.health.take(step, numbers)
         self.store.append_metrics(step, at, numbers, source=source)
 
 

@@ -76,6 +76,7 @@ class Daemon:
         first_t = self._replay()
         builder = BatchBuilder(started_at=self.started_at, batch_seconds=config.daemon.batch_seconds,
                                watermark_seconds=config.daemon.watermark_seconds, first_t=first_t)
+        self.trainer.bet = lambda gains: _file_gains(builder, lock, gains)
         self.worker = Worker(config, inbox=self.inbox, builder=builder, builder_lock=lock,
                              views=self._views() if config.weights.dir else None, refuse=self.ingest.refuse,
                              file_rollouts=self.store.append_rollouts, note=self.trainer.ledger.note,
@@ -168,6 +169,13 @@ class Daemon:
         if self.shadow is not None:
             chores.append(("weights", self._poll_weights, self.config.weights.poll_seconds))
         return chores
+
+
+def _file_gains(builder: BatchBuilder, lock: threading.Lock, gains: dict[str, float]) -> None:
+    """Log gains that belong to no rollout go into the batch that is open now."""
+    now = time.time()
+    with lock:
+        builder.add(builder.window_of(now, now=now), gains=gains)
 
 
 def read_token(config: Config) -> str | None:

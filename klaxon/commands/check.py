@@ -24,6 +24,7 @@ from klaxon.config import Config, load_config
 from klaxon.live import TIER_BLIND
 from klaxon.planning import share
 from klaxon.probe import EngineProbe
+from klaxon.run_files import read_band
 from klaxon.shadow import why_no_shadow
 
 MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]", "off": "[dim]–[/]"}
@@ -58,7 +59,7 @@ def examine(config: Config) -> Iterator[Finding]:
     status = _daemon_status(config)
     own = _own(config, status)
     yield from (_folder(config), _daemon(config, status), _engine(config), _tap(config, own),
-                _trainer(config), _contract(config, own), _metrics(config), _weights(config, own), _shadow(config))
+                _trainer(config), _contract(config, own), _metrics(config), _reference(config), _weights(config, own), _shadow(config))
     yield from _coverage(config, own)
     yield from _receivers(config)
 
@@ -179,6 +180,18 @@ def _metrics(config: Config) -> Finding:
     if empty := [name for name, found in rows.items() if not found]:
         return Finding(part="metrics", state="warn", text=f"nothing to read yet in {', '.join(empty)}")
     return Finding(part="metrics", state="ok", text=", ".join(f"{name}: {found} rows" for name, found in rows.items()))
+
+
+def _reference(config: Config) -> Finding:
+    if not config.reference.band:
+        return Finding(part="reference", state="off", text="no [reference] band: the trainer's metrics are compared with nothing")
+    try:
+        band = read_band(config.reference.band, only=config.reference.metrics)
+    except KlaxonError as error:
+        return Finding(part="reference", state="bad", text=str(error))
+    said = f"{len(band.metrics)} metrics of {len(band.runs)} run(s): {', '.join(band.metrics)}"
+    unknown = "" if band.seed_variance_known else f"; seed variance unknown, tolerance {band.tolerance}"
+    return Finding(part="reference", state="ok", text=said + unknown)
 
 
 def _weights(config: Config, status: dict[str, Any] | None) -> Finding:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -136,7 +137,9 @@ def test_the_commands_learn_check_and_draw(place) -> None:
     reward = next(row for row in found["metrics"] if row["metric"] == "reward")
     assert outside.exit_code == 1 and "reward" in found["left"] and reward["side"] == "below"
     assert 95 <= reward["since_step"] <= 110 and reward["excess"] > 0.2
-    assert "reward: left below" in picture.read_text()
+    page = picture.read_text()
+    assert "reward: left below" in page and page.count("<svg") == 2 and "http" not in page
+    assert ElementTree.fromstring(page[page.index("<svg"):page.index("</svg>") + 6]).find("polygon") is not None
     shown = runner.invoke(cli, ["reference", "check", bad, "--band", out]).stdout
     assert "left below, since step" in shown and "at most 0.01" in shown
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from collector.errors import Unavailable
 from collector.records import BatchStats, Drift, Rollout, Score
 from collector.sources.rollout_json import read_rollouts
+from detectors import bounded
 from detectors.bank import Bank
-from detectors.hardfacts import Observation
+from detectors.hardfacts import Observation, facts
+from klaxon.app import Daemon
 from klaxon.batches import BatchBuilder
 from klaxon.commands import check
 from klaxon.config import Config
@@ -136,3 +139,24 @@ def test_a_healthy_first_rollout_is_judged_and_suspected_of_nothing() -> None:
     filing = Filing(Config(), BatchBuilder(started_at=0.0, batch_seconds=10.0, watermark_seconds=0.0), has_shadow=False)
     t, judged = filing.file(rollout, rollout, None, now=1.0)
     assert t == 0 and isinstance(judged, Score) and filing.counts["suspect_rollouts"] == 0
+
+
+def test_the_daemon_files_what_the_band_says_and_sees_its_disk(tmp_path) -> None:
+    rows = {"steps": [0.0, 100.0], "center": [0.5, 0.5], "low": [0.4, 0.4], "high": [0.6, 0.6], "noise": 0.02, "phi": 0.0, "runs": 4}
+    (tmp_path / "band.json").write_text(json.dumps({"klaxon_band": 1, "runs": ["a", "b", "c", "d"], "metrics": {"reward": rows}}))
+    config = Config.model_validate({"run": {"dir": str(tmp_path / "state")}, "shadow": {"enabled": False}, "alerts": {"console": False},
+                                    "reference": {"band": str(tmp_path / "band.json")}, "contract": {"engine_dtype": "fp8"}})
+    daemon = Daemon(config)
+    try:
+        for step in (1, 2, 2):
+            daemon.trainer.take_metrics({"step": step, "metrics": {"reward": 0.0, "loss": float("nan")}, "at": 1.0})
+        daemon.taps.beat({"source": "vllm", "engine": "e", "pid": 1, "config": {"dtype": "torch.bfloat16"}}, now=time.time())
+        seen = daemon.live.observation(time.time())
+        assert seen.disk_free_bytes and seen.store_refusing_since is None
+        assert {fact.name for fact in facts(None, seen, config.detectors.facts)} >= {"contract_dtype", "trainer_nonfinite"}
+        daemon.watch.tick(time.time() + config.daemon.batch_seconds + config.daemon.watermark_seconds)
+        (batch, *_) = daemon.store.read_batches()
+        assert batch.gains["reference:reward:below:2"] == pytest.approx(2 * bounded.gain(4.0, 2.0)), "two steps, each once"
+        assert json.dumps(daemon.live.status()["trainer"], allow_nan=False)
+    finally:
+        daemon.store.close()

@@ -1,7 +1,7 @@
 """Per-request corruption: is one rollout in a thousand confidently wrong while the rest are fine?
 
 Question.    Did an engine return single rollouts that belong to another request, another state, another model?
-Statistic.   Two numbers a rollout. *Outlier*: s = log(mean |d| + .003) − log(certainty + .01), certainty = the smaller of the
+Statistic.   Two numbers a rollout. *Outlier*: s = log(mean |d| + .0005) − log(certainty + .05), certainty = the smaller of the
              two sides' mean −log p, less the median s of the last 128 rollouts, so that what moves everybody moves nobody.
              *Confident*: c = tokens with engine p ≥ .5 that the trainer puts more than 2 nats lower; rounding cannot do that.
              Each becomes the probability P of a healthy rollout being as odd. Outlier: its rank among the healthy ones learnt;
@@ -14,9 +14,11 @@ Guarantee.   κ·P^(κ − 1) is an e-value when P is at most uniform, whatever 
              floor (fp8, MoE) is learnt as it is. Ranks make P uniform while rollouts are exchangeable; beyond the largest one
              seen, and for c, P is an estimate: approximate, tested by bootstrap in tests/test_detectors_requests.py.
              P ≥ 1e-7, so one rollout gains at most log(1 + 2e5·λ), and the bank caps the batch.
-Warm-up.     `warmup_rollouts`, for each coin by itself: rollouts the hint coin kept are odd on purpose.
+Warm-up.     `warmup_rollouts`, for each coin and environment (label `env`) by itself: rollouts the hint coin kept are odd on purpose,
+             and environments differ.
 When it lies. A fault in more than a few per cent of the rollouts becomes the normal (the other streams see that one). Rollouts
-             that are odd because their prompt is: they are averaged over one prompt, not over many alike. After a restart the
+             that are odd because their prompt is: they are averaged over one prompt, not over many alike, so a new kind of prompt under an
+             old `env` can page. After a restart the
              normal is learnt anew.
 Example.     Two thousand healthy rollouts with s ≤ .9 and mean excess .2; s = 5: P ≤ .02·exp(−(5 − .5)/.26) → 1e-7.
 Source.      Vovk (conformal test martingales), Vovk & Wang (calibrators κ·p^(κ − 1)), Hill (1975); per-request faults in
@@ -38,8 +40,9 @@ from detectors.requests_config import RequestsConfig
 
 KINDS = ("outlier", "confident")
 SMALLEST_P, KAPPA = 1e-7, 0.1
+SMALLEST_D, SMALLEST_CERTAINTY = 0.0005, 0.05  # nats; a rollout both sides are sure of must come out low, never high
 CLIP_NATS = 20.0  # a token outside the trainer's kept set counts as this much
-CENTRE_ROLLOUTS, GROUPS = 128, 256
+CENTRE_ROLLOUTS, GROUPS, KINDS_HELD = 128, 256, 32
 PRIOR_ROLLOUTS = {True: 5000.0, False: 250.0}
 """Healthy rollouts without a confident disagreement taken for granted, by base coin: rounding makes none."""
 
@@ -87,7 +90,7 @@ def oddness(rollout: Rollout, score: Score, *, min_tokens: int) -> Oddness | Non
     p, q = p_T[known_T], np.maximum(q_T[known_T], p_T[known_T] - CLIP_NATS)
     d = np.clip(q - p, -CLIP_NATS, CLIP_NATS)
     certainty = max(-max(p.mean(), q.mean()), 0.0)
-    return Oddness(outlier=math.log(np.abs(d).mean() + 0.003) - math.log(certainty + 0.01),
+    return Oddness(outlier=math.log(np.abs(d).mean() + SMALLEST_D) - math.log(certainty + SMALLEST_CERTAINTY),
                    confident=int(((p >= CONFIDENT_LOGPROB) & (d < -CONFIDENT_DROP_NATS)).sum()))
 
 
@@ -148,14 +151,14 @@ class Requests:
 
     def __init__(self, config: RequestsConfig) -> None:
         self.config = config
-        self._normal = {base: Normal(config, PRIOR_ROLLOUTS[base]) for base in (True, False)}
-        self._recent: dict[bool, deque[float]] = {base: deque(maxlen=CENTRE_ROLLOUTS) for base in (True, False)}
+        self._normal: OrderedDict[tuple[bool, str], Normal] = OrderedDict()
+        self._recent: dict[tuple[bool, str], deque[float]] = {}
         self._groups: OrderedDict[tuple, tuple[int, dict[str, float]]] = OrderedDict()
 
     @property
     def learning(self) -> bool:
         """True until rollouts of the base coin can be bet on."""
-        return not self._normal[True].ready
+        return not any(normal.ready for (base, _), normal in self._normal.items() if base)
 
     def judge(self, rollout: Rollout, score: Score) -> Judged:
         """The log gains of one scored rollout; it is learnt from, later."""
@@ -163,11 +166,11 @@ class Requests:
         if found is None:
             return Judged(gains={}, probability=None)
         group = (rollout.base_coin, rollout.prompt_tokens_P.tobytes(), rollout.version)
-        return self.weigh(found, base=rollout.base_coin, group=group)
+        return self.weigh(found, base=rollout.base_coin, group=group, env=rollout.labels.get("env", ""))
 
-    def weigh(self, found: Oddness, *, base: bool, group: tuple) -> Judged:
+    def weigh(self, found: Oddness, *, base: bool, group: tuple, env: str = "") -> Judged:
         """The same of what was already measured; `group` names the prompt and version."""
-        normal, recent = self._normal[base], self._recent[base]
+        normal, recent = self._kind(base, env)
         centred = found.outlier - (float(np.median(recent)) if recent else found.outlier)
         judged = Judged(gains={}, probability=None)
         if normal.ready:
@@ -176,6 +179,16 @@ class Requests:
         recent.append(found.outlier)
         normal.learn(centred, found.confident)
         return judged
+
+    def _kind(self, base: bool, env: str) -> tuple[Normal, deque[float]]:
+        """What is normal for rollouts of this coin and environment; the environment not heard of for longest is forgotten."""
+        key = (base, env)
+        if key not in self._normal:
+            self._normal[key], self._recent[key] = Normal(self.config, PRIOR_ROLLOUTS[base]), deque(maxlen=CENTRE_ROLLOUTS)
+        self._normal.move_to_end(key)
+        while len(self._normal) > KINDS_HELD:
+            del self._recent[self._normal.popitem(last=False)[0]]
+        return self._normal[key], self._recent[key]
 
     def _gains(self, p: dict[str, float], group: tuple) -> dict[str, float]:
         """How much the group's average e-value grows in logs by one more rollout."""

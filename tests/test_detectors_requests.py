@@ -37,20 +37,21 @@ GOOD = [scored(rollout, TRAINER[rollout.request_id]) for rollout in ROLLOUTS]
 BAD = [scored(rollout, SWAPPED[rollout.request_id]) for rollout in ROLLOUTS]
 
 
-def bootstrapped(rng: np.random.Generator, floor: str) -> tuple[Rollout, Score]:
-    """A healthy rollout of 8 to 60 tokens drawn from a recorded one; `floor` makes its d heavier-tailed."""
+def bootstrapped(rng: np.random.Generator, floor: str, sure: float = 1.0) -> tuple[Rollout, Score]:
+    """A healthy rollout of 8 to 60 tokens drawn from a recorded one; `floor` makes its d heavier-tailed, `sure` shrinks p and d."""
     rollout, score = GOOD[rng.integers(len(GOOD))]
     pick = rng.integers(rollout.n_tokens, size=int(rng.integers(8, 60)))
     p = rollout.engine_logprobs_T[pick].astype(float)
     d = score.views["expected"][pick] - p
     d = d * {"recorded": lambda: 1.0, "tokens t(2)": lambda: np.abs(rng.standard_t(2, size=d.size)),
              "rollouts e^t(3)": lambda: math.exp(0.5 * rng.standard_t(3))}[floor]()
+    p, d = p * sure, d * sure
     made = replace(rollout, completion_tokens_T=rollout.completion_tokens_T[pick], engine_logprobs_T=p, sampled_mask_T=np.ones(p.size, bool))
     return made, Score(request_id="r", views={"expected": np.minimum(p + d, 0.0)})
 
 
-def watch(seed: int, batches: int, *, floor: str = "recorded", corrupted: float = 0.0, start: int = 0) -> list[float]:
-    """ln M of these streams alone after each batch, with their share of the budget."""
+def watch(seed: int, batches: int, *, floor: str = "recorded", corrupted: float = 0.0, start: int = 0, sharpens: float = 0.0) -> list[float]:
+    """ln M of these streams alone after each batch, with their share of the budget. `sharpens`: how fast prompts are learnt by heart."""
     rng, requests, names = np.random.default_rng(seed), Requests(CONFIG), streams(CONFIG)
     process, path = ShiryaevRoberts(), []
     process.add(len(names))
@@ -58,7 +59,8 @@ def watch(seed: int, batches: int, *, floor: str = "recorded", corrupted: float 
         total = dict.fromkeys(names, 0.0)
         for i in range(GROUPS * GROUP):
             odd = t >= start and rng.random() < corrupted
-            rollout, score = BAD[rng.integers(len(BAD))] if odd else bootstrapped(rng, floor)
+            sure = math.exp(-min(sharpens * t * rng.exponential(), 7.0)) if sharpens else 1.0
+            rollout, score = BAD[rng.integers(len(BAD))] if odd else bootstrapped(rng, floor, sure)
             found = oddness(rollout, score, min_tokens=CONFIG.min_tokens)
             assert found is not None
             for name, gain in requests.weigh(found, base=True, group=(t, i // GROUP)).gains.items():
@@ -72,6 +74,12 @@ def watch(seed: int, batches: int, *, floor: str = "recorded", corrupted: float 
 @pytest.mark.parametrize("floor", ["recorded", "tokens t(2)", "rollouts e^t(3)"])
 def test_a_healthy_floor_stays_far_from_the_threshold_once_learnt_however_heavy_its_tails(floor: str) -> None:
     assert max(max(watch(seed, 80, floor=floor)) for seed in (1, 2)) < LN_A / 2
+
+
+@pytest.mark.statistical
+def test_prompts_that_are_learnt_by_heart_one_after_another_are_no_corruption() -> None:
+    """The floor of a sharpening policy falls thirty-fold in 50 batches, for some prompts long before others."""
+    assert max(max(watch(seed, 80, sharpens=0.07)) for seed in (1, 2)) < LN_A / 2
 
 
 @pytest.mark.statistical
@@ -138,6 +146,19 @@ def test_hinted_rollouts_are_compared_with_hinted_ones() -> None:
         requests.judge(*bootstrapped(rng, "recorded"))
     rollout, score = BAD[0]
     assert requests.judge(replace(rollout, base_coin=False), score).gains == {}
+
+
+def test_a_new_environment_is_learnt_by_itself() -> None:
+    rng, requests = np.random.default_rng(0), Requests(CONFIG)
+    for _ in range(1000):
+        rollout, score = bootstrapped(rng, "recorded")
+        requests.judge(replace(rollout, labels={"env": "maths"}), score)
+    other, score = BAD[0]
+    assert requests.judge(replace(other, labels={"env": "code"}), score).gains == {}
+    assert requests.judge(replace(other, labels={"env": "maths"}), score).gains[stream("outlier", 0.01)] > 3
+    for i in range(100):
+        requests.judge(replace(other, labels={"env": str(i)}), score)
+    assert len(requests._normal) == len(requests._recent) == 32
 
 
 def test_a_rollout_that_cannot_be_compared_is_left_out() -> None:

@@ -65,7 +65,7 @@ class FactsConfig(BaseModel):
     same_digest_versions: int = Field(5, ge=2, description="this many successive version labels with the same weights")
     nonfinite_tokens: int = Field(1, ge=1, description="non-finite logprobs in one batch that page")
     zero_tokens: int = Field(1, ge=1, description="zero logprobs in one batch, where the trainer expects less than -0.05 nats, that page")
-    disk_free_mb: float = Field(1024, ge=0, description="free space of the store's disk below this is a fact, MiB; 0 = never")
+    disk_free_mb: float = Field(256, ge=0, description="free space of the store's disk below this is a fact, MiB; 0 = never")
     store_refusing_seconds: float = Field(60, ge=0, description="the store may refuse to write for this long")
     forget_after_batches: int = Field(3, ge=1, description="a fact absent for this many batches may page again")
 

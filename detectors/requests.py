@@ -67,9 +67,9 @@ def stream(kind: str, fraction: float) -> str:
     """The stream's name.
 
     >>> stream("outlier", 0.01)
-    'request:outlier:0.01'
+    'requests:outlier:0.01'
     """
-    return f"request:{kind}:{fraction:g}"
+    return f"requests:{kind}:{fraction:g}"
 
 
 def streams(config: RequestsConfig) -> tuple[str, ...]:

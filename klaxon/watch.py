@@ -161,7 +161,7 @@ class Watch(threading.Thread):
 
     def _named(self, drift: Drift) -> Drift:
         """An alarm on single requests with the rollouts that raised it, by the keyed hashes they are stored under."""
-        if drift.kind == "fact" or not drift.stream.startswith("request:"):
+        if drift.kind == "fact" or not drift.stream.startswith("requests:"):
             return drift
         found = self.hooks.suspects(drift.change_t[0], drift.alarm_t)[-NAMED_ROLLOUTS:]
         if not found:

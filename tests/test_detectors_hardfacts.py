@@ -94,8 +94,8 @@ def test_rollouts_waiting_for_a_score_make_klaxon_blind() -> None:
 def test_a_store_that_refuses_and_a_disk_that_fills_are_facts() -> None:
     assert names(replace(HEALTHY, store_refusing_since=9_950.0, disk_free_bytes=2**31)) == []
     assert names(replace(HEALTHY, store_refusing_since=9_900.0)) == ["store_refusing"]
-    (fact,) = facts(None, replace(HEALTHY, disk_free_bytes=2**20 * 1000), CONFIG)
-    assert fact.name == "disk_low" and fact.text.startswith("1000 MiB") and "1024 MiB" in fact.text
+    (fact,) = facts(None, replace(HEALTHY, disk_free_bytes=2**20 * 200), CONFIG)
+    assert fact.name == "disk_low" and fact.text.startswith("200 MiB") and "256 MiB" in fact.text
     assert facts(None, replace(HEALTHY, disk_free_bytes=0), FactsConfig(disk_free_mb=0)) == ()
 
 

@@ -96,9 +96,9 @@ def test_a_corrupted_rollout_is_carried_as_gains_named_by_hash_and_put_into_the_
     watch.tick(20.0)
     assert ("suspect_rollouts", {"t": 1, "requests": ["hash-of-bad"]}) in events
     gains = watch.store.stored[1].gains
-    assert gains["request:outlier:0.01"] > 3 and gains["request:confident:0.01"] > 1
+    assert gains["requests:outlier:0.01"] > 3 and gains["requests:confident:0.01"] > 1
     assert watch.store.stored[0].gains["contract:floor:safe"] < 0 < gains["contract:floor:safe"], "one bad rollout lifts the mean of a small batch"
-    drift = Drift(kind="statistical", stream="request:outlier:0.01", statistic=10.0, threshold=9.0, alarm_t=1, change_t=(1, 1), text="Evidence.")
+    drift = Drift(kind="statistical", stream="requests:outlier:0.01", statistic=10.0, threshold=9.0, alarm_t=1, change_t=(1, 1), text="Evidence.")
     named = watch._sized(drift)
     assert named.slice == {"requests": "hash-of-bad"} and "klaxon export rollouts" in named.text and named.effect is not None
     other = watch._sized(replace(drift, stream="battery:log_abs_d:1"))

@@ -19,7 +19,8 @@ Warm-up.     `warmup_rollouts`, for each coin and environment (label `env`) by i
 When it lies. A fault in more than a few per cent of the rollouts becomes the normal (the other streams see that one). Rollouts
              that are odd because their prompt is: they are averaged over one prompt, not over many alike, so a new kind of prompt under an
              old `env` can page. After a restart the
-             normal is learnt anew.
+             normal is learnt anew. A healthy engine that makes one wildly odd rollout in a thousand cannot be told from a faulty one
+             before a few thousand rollouts were learnt: it may page once.
 Example.     Two thousand healthy rollouts with s ≤ .9 and mean excess .2; s = 5: P ≤ .02·exp(−(5 − .5)/.26) → 1e-7.
 Source.      Vovk (conformal test martingales), Vovk & Wang (calibrators κ·p^(κ − 1)), Hill (1975); per-request faults in
              the field: one prompt in a thousand read another request's state (AI21, 2026).

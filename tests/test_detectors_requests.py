@@ -44,7 +44,7 @@ def bootstrapped(rng: np.random.Generator, floor: str, sure: float = 1.0) -> tup
     p = rollout.engine_logprobs_T[pick].astype(float)
     d = score.views["expected"][pick] - p
     d = d * {"recorded": lambda: 1.0, "tokens t(2)": lambda: np.abs(rng.standard_t(2, size=d.size)),
-             "rollouts e^t(3)": lambda: math.exp(0.5 * rng.standard_t(3))}[floor]()
+             "rollouts e^t(5)": lambda: math.exp(0.5 * rng.standard_t(5))}[floor]()
     p, d = p * sure, d * sure
     made = replace(rollout, completion_tokens_T=rollout.completion_tokens_T[pick], engine_logprobs_T=p, sampled_mask_T=np.ones(p.size, bool))
     return made, Score(request_id="r", views={"expected": np.minimum(p + d, 0.0)})
@@ -71,7 +71,7 @@ def watch(seed: int, batches: int, *, floor: str = "recorded", corrupted: float 
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("floor", ["recorded", "tokens t(2)", "rollouts e^t(3)"])
+@pytest.mark.parametrize("floor", ["recorded", "tokens t(2)", "rollouts e^t(5)"])
 def test_a_healthy_floor_stays_far_from_the_threshold_once_learnt_however_heavy_its_tails(floor: str) -> None:
     assert max(max(watch(seed, 80, floor=floor)) for seed in (1, 2)) < LN_A / 2
 

@@ -172,7 +172,7 @@ class Requests:
     def weigh(self, found: Oddness, *, base: bool, group: tuple, env: str = "") -> Judged:
         """The same of what was already measured; `group` names the prompt and version."""
         normal, recent = self._kind(base, env)
-        centred = found.outlier - (float(np.median(recent)) if recent else found.outlier)
+        centred = found.outlier - (sorted(recent)[len(recent) // 2] if recent else found.outlier)
         judged = Judged(gains={}, probability=None)
         if normal.ready:
             p = {"outlier": normal.outlier(centred), "confident": normal.confident(found.confident)}

@@ -41,6 +41,11 @@ FACT_TITLES = {
     "no_rollouts": "No rollouts arrive",
     "tap_silent": "Klaxon is blind: an engine answers but its tap is silent",
     "scorer_behind": "Klaxon is blind: rollouts wait to be scored",
+    "store_refusing": "Klaxon cannot write: its store refuses",
+    "disk_low": "The disk of Klaxon's store is nearly full",
+    "trainer_nonfinite": "The trainer's loss or gradient is NaN or infinite",
+    "trainer_learns_nothing": "The trainer learns nothing: equal rewards or a gradient of 0",
+    "contract_dtype": "The engine runs in another dtype than the contract declares",
 }
 """Titles of detectors.hardfacts.FACTS; a fact without one is titled by its name."""
 
@@ -53,6 +58,11 @@ FACT_NEXT = {
     "engine_unreachable": "klaxon status   # then the engine's own log: is it up, out of memory, restarting?",
     "no_rollouts": "klaxon status   # is the trainer paused, the engine up, the tap sending?",
     "tap_silent": "klaxon check   # says whether the tap is loaded in the engine and where it sends",
+    "store_refusing": "df -h   # then free space where [store] path lies; waiting batches are written as soon as it takes them",
+    "disk_low": "df -h   # free space, or shorten the [store] TTLs",
+    "trainer_nonfinite": "klaxon status   # then the trainer's log of that step: learning rate, a bad batch, overflow",
+    "trainer_learns_nothing": "klaxon status   # then the rewards: does the verifier answer, are the prompts all solved or all failed?",
+    "contract_dtype": "klaxon check   # then the engine's --dtype and --quantization, or [contract] engine_dtype",
     "scorer_behind": "klaxon status   # lower sampler.tokens_per_minute or give the scorer a faster device",
 }
 """What to type after a hard fact."""
@@ -62,10 +72,13 @@ STREAMS_IN_WORDS = {
     "self_bet": "The sampled tokens do not follow the probabilities the engine itself reports",
     "explain": "The engine's logprobs fit this explanation better than they fit the trainer's own",
     "battery": "Mean |log q − log p| rose beyond what the policy's certainty explains",
+    "requests": "Single rollouts are wrong in a way healthy ones never are, while the rest are fine",
+    "reference": "A metric of the trainer left the band of the reference runs",
+    "contract": "The mismatch left what [contract] declares as accepted",
 }
 """What an alarm of each kind of stream says."""
 
-SLICE_KEYS = {"replica": "replica", "engine": "engine", "position": "tokens", "pos": "tokens", "version": "weight version", "cached": "prefix cache hit"}
+SLICE_KEYS = {"replica": "replica", "engine": "engine", "position": "tokens", "pos": "tokens", "version": "weight version", "cached": "prefix cache hit", "requests": "rollouts"}
 
 _SECRETS = (
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE), r"\1"),

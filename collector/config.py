@@ -117,5 +117,6 @@ class ContractConfig(BaseModel):
 
     engine_dtype: str = Field("", description="dtype the engine is meant to run in, e.g. bfloat16 or fp8; empty = not declared")
     floor_nats: float | None = Field(None, gt=0, description="accepted mean |d| at the same weight version, nats")
-    correction: Literal["none", "tis", "mask"] = Field("none", description="what the trainer does about the mismatch: none, tis (truncated importance weights), mask (drop tokens outside the cap)")
-    cap: float | None = Field(None, gt=1, description="cap of that correction on the policy ratio, e.g. 2.0")
+    correction: Literal["none", "tis", "icepop", "mask"] = Field("none", description="what the trainer does about the mismatch: none, tis (truncated importance weights), icepop (mask tokens outside [signals] icepop), mask (outside [signals] mis)")
+    cap: float | None = Field(None, gt=1, description="cap of that correction on the policy ratio, e.g. 2.0; Klaxon computes with [signals], and `klaxon check` says where the two differ")
+    min_ess: float | None = Field(None, gt=0, lt=1, description="effective share of the tokens that the correction must leave, e.g. 0.95")

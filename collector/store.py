@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -138,6 +139,13 @@ class Store:
     def size_bytes(self) -> int:
         """Bytes on disk: the file and its write-ahead log."""
         return sum(path.stat().st_size for path in (self.path, self._wal) if path.exists())
+
+    def free_bytes(self) -> int | None:
+        """Bytes free on the disk of the file; None where the system does not say."""
+        try:
+            return shutil.disk_usage(self.path.parent).free
+        except OSError:
+            return None
 
     def close(self) -> None:
         """Close the file; folds the write-ahead log in."""

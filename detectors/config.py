@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from detectors.betting import largest_fraction
 from detectors.budget import parse_period_seconds
+from detectors.requests_config import RequestsConfig
 
 
 class WeightsConfig(BaseModel):
@@ -64,6 +65,8 @@ class FactsConfig(BaseModel):
     same_digest_versions: int = Field(5, ge=2, description="this many successive version labels with the same weights")
     nonfinite_tokens: int = Field(1, ge=1, description="non-finite logprobs in one batch that page")
     zero_tokens: int = Field(1, ge=1, description="zero logprobs in one batch, where the trainer expects less than -0.05 nats, that page")
+    disk_free_mb: float = Field(256, ge=0, description="free space of the store's disk below this is a fact, MiB; 0 = never")
+    store_refusing_seconds: float = Field(60, ge=0, description="the store may refuse to write for this long")
     forget_after_batches: int = Field(3, ge=1, description="a fact absent for this many batches may page again")
 
 
@@ -79,6 +82,7 @@ class DetectorsConfig(BaseModel):
     self_bet_tilts: tuple[float, ...] = Field((-0.6, -0.3, -0.1, 0.1, 0.3, 0.6), description="tilts of the self-bets, log-odds")
     weights: WeightsConfig = Field(default_factory=WeightsConfig, description="how the budget is split")
     battery: BatteryConfig = Field(default_factory=BatteryConfig, description="the battery's baseline and bets")
+    requests: RequestsConfig = Field(default_factory=RequestsConfig, description="single corrupted rollouts")
     facts: FactsConfig = Field(default_factory=FactsConfig, description="hard facts: grace periods and counts")
 
     @field_validator("false_alarms")

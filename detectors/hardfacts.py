@@ -28,6 +28,11 @@ FACTS = {
     "no_rollouts": "No rollouts arrive.",
     "tap_silent": "Klaxon is blind: an engine answers but its tap sends no heartbeat.",
     "scorer_behind": "Klaxon is blind: rollouts wait to be scored.",
+    "store_refusing": "Klaxon cannot write what it sees: a full disk, or a store that refuses.",
+    "disk_low": "The disk of Klaxon's store is nearly full.",
+    "trainer_nonfinite": "The trainer's loss or gradient is NaN or infinite.",
+    "trainer_learns_nothing": "Every group's rewards are equal, or the gradient is exactly 0, step after step.",
+    "contract_dtype": "The engine runs in another dtype than [contract] declares.",
 }
 """Name → what it means, one plain sentence."""
 
@@ -59,6 +64,11 @@ class Observation:
     longest_rollout_gap_seconds: float = 0.0  # longest wait between two rollouts so far
     published: tuple[tuple[str, str], ...] = ()  # (version label, digest), oldest first; digest "" = announced, not seen
     versions: Mapping[str, str] = field(default_factory=dict)  # replica → weight label of its latest rollout, where it sends any
+    disk_free_bytes: int | None = None  # where the store lies; None = cannot be told
+    store_refusing_since: float | None = None  # None = it writes
+    engine_dtype: str | None = None  # as the engine reports it
+    declared_dtype: str = ""  # [contract] engine_dtype; "" = not declared
+    trainer: tuple[Fact, ...] = ()  # what holds at the trainer's newest step (trainer_health.py)
     oldest_unscored_at: float | None = None  # when the oldest rollout now waiting for a score came in; None = none waits
 
 
@@ -71,6 +81,7 @@ def facts(batch: BatchStats | None, observation: Observation | None, config: Fac
         found += _of_weights(observation, config)
         found += _of_engines(observation, config)
         found += _of_flow(observation, config)
+        found += (*_of_store(observation, config), *_of_contract(observation), *observation.trainer)
     return tuple(found)
 
 
@@ -126,6 +137,34 @@ def _of_flow(seen: Observation, config: FactsConfig) -> Iterator[Fact]:
     if seen.oldest_unscored_at is not None and seen.now - seen.oldest_unscored_at > config.scorer_behind_seconds:
         text = f"Rollouts have waited {seen.now - seen.oldest_unscored_at:.0f} s for a score: Klaxon does not see the mismatch."
         yield Fact(name="scorer_behind", text=text, at=seen.now)
+
+
+def _of_store(seen: Observation, config: FactsConfig) -> Iterator[Fact]:
+    if seen.store_refusing_since is not None and seen.now - seen.store_refusing_since > config.store_refusing_seconds:
+        text = (f"The store has refused to write for {seen.now - seen.store_refusing_since:.0f} s: batches wait in memory, and are lost "
+                "if Klaxon stops.")
+        yield Fact(name="store_refusing", text=text, at=seen.now)
+    if seen.disk_free_bytes is not None and seen.disk_free_bytes < config.disk_free_mb * 2**20:
+        text = f"{seen.disk_free_bytes / 2**20:.0f} MiB are free where the store lies; the bound is {config.disk_free_mb:g} MiB."
+        yield Fact(name="disk_low", text=text, at=seen.now)
+
+
+def _of_contract(seen: Observation) -> Iterator[Fact]:
+    if seen.declared_dtype and seen.engine_dtype and dtype_name(seen.engine_dtype) != dtype_name(seen.declared_dtype):
+        text = f"The engine runs in {seen.engine_dtype}; [contract] declares {seen.declared_dtype}."
+        yield Fact(name="contract_dtype", text=text, at=seen.now)
+
+
+def dtype_name(name: str) -> str:
+    """One spelling a dtype.
+
+    >>> dtype_name("torch.bfloat16"), dtype_name("BF16"), dtype_name("float8_e4m3fn")
+    ('bfloat16', 'bfloat16', 'fp8')
+    """
+    short = name.lower().removeprefix("torch.")
+    if short.startswith(("float8", "fp8")):
+        return "fp8"
+    return {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}.get(short, short)
 
 
 def _silence(seen: Observation, last: float | None, patience: float, config: FactsConfig) -> float | None:

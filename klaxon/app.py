@@ -76,6 +76,7 @@ class Daemon:
         first_t = self._replay()
         builder = BatchBuilder(started_at=self.started_at, batch_seconds=config.daemon.batch_seconds,
                                watermark_seconds=config.daemon.watermark_seconds, first_t=first_t)
+        self.trainer.bet = lambda gains: _file_gains(builder, lock, gains)
         self.worker = Worker(config, inbox=self.inbox, builder=builder, builder_lock=lock,
                              views=self._views() if config.weights.dir else None, refuse=self.ingest.refuse,
                              file_rollouts=self.store.append_rollouts, note=self.trainer.ledger.note,
@@ -86,7 +87,7 @@ class Daemon:
                              last_rollout_at=lambda: self.worker.last_rollout_at, say=self.say)
         self.live = Live(self)
         hooks = Hooks(say=self.say, observe=self.live.observation, quick=self.diagnostician.quick, diagnose=self.diagnostician.start,
-                      after_batch=self.diagnostician.after_batch, take_counts=self._take_counts)
+                      after_batch=self.diagnostician.after_batch, take_counts=self._take_counts, suspects=self._suspects)
         self.watch = Watch(config, bank=self.bank, builder=builder, builder_lock=lock, store=self.store,
                            alerts=self.alerts, hooks=hooks, clock=time.time)
         self.api: FastAPI = build_api(self.store, self.live)
@@ -142,6 +143,10 @@ class Daemon:
         data = message.get("data") or {}
         self.say("engine_call", f"{message['name']} {data.get('path', '')}".strip(), dict(data))
 
+    def _suspects(self, first: int, last: int) -> list[str]:
+        """Keyed hashes of the rollouts of batches first … last that are far outside the healthy ones, oldest first."""
+        return [self.store.request_hash(request) for t, request in list(self.worker.filing.suspects) if first <= t <= last]
+
     def _take_counts(self) -> dict[str, int]:
         """What was refused or lost since the last batch."""
         taken, self.ingest.counts = self.ingest.counts, Counter()
@@ -164,6 +169,13 @@ class Daemon:
         if self.shadow is not None:
             chores.append(("weights", self._poll_weights, self.config.weights.poll_seconds))
         return chores
+
+
+def _file_gains(builder: BatchBuilder, lock: threading.Lock, gains: dict[str, float]) -> None:
+    """Log gains that belong to no rollout go into the batch that is open now."""
+    now = time.time()
+    with lock:
+        builder.add(builder.window_of(now, now=now), gains=gains)
 
 
 def read_token(config: Config) -> str | None:

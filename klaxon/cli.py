@@ -14,8 +14,9 @@ COMMANDS = {
     "check": "klaxon.commands.check", "plan": "klaxon.commands.plan", "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
     "export": "klaxon.commands.export", "status": "klaxon.commands.status",
     "proxy": "klaxon.commands.proxy", "receive-weights": "klaxon.commands.receive_weights",
+    "reference": "klaxon.commands.reference", "compare": "klaxon.commands.compare",
 }
-"""Name → module; the module holds a function of the command's name, _ for - (its docstring is the help)."""
+"""Name → module; the module holds a function of the command's name, _ for - (its docstring is the help), or a group of commands."""
 
 HELP = """Klaxon watches a live LLM RL run and says when the rollout engine's logprobs stop meaning what the trainer
 thinks they mean, why, and what to do. Start with `klaxon look FILE` on a file of rollouts, or `klaxon demo`.
@@ -29,7 +30,11 @@ def app(names: list[str]) -> typer.Typer:
                       pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
     cli.callback(invoke_without_command=True)(_version)
     for name in names:
-        cli.command(name)(getattr(importlib.import_module(COMMANDS[name]), name.replace("-", "_")))
+        command = getattr(importlib.import_module(COMMANDS[name]), name.replace("-", "_"))
+        if isinstance(command, typer.Typer):
+            cli.add_typer(command, name=name)
+        else:
+            cli.command(name)(command)
     return cli
 
 

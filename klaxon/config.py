@@ -20,6 +20,7 @@ from collector.errors import ConfigError
 from collector.sources.config import MetricsConfig, SamplerConfig, SourcesConfig
 from collector.store_config import StoreConfig
 from detectors.config import DetectorsConfig
+from detectors.reference_config import ReferenceConfig
 from diagnosis.config import DiagnosisConfig
 from klaxon.spine_config import CanaryConfig, DaemonConfig, EngineConfig, RunConfig, TrainerConfig
 
@@ -41,6 +42,7 @@ class Config(BaseModel):
     shadow: ShadowConfig = Field(default_factory=ShadowConfig)
     signals: SignalsConfig = Field(default_factory=SignalsConfig)
     contract: ContractConfig = Field(default_factory=ContractConfig)
+    reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     detectors: DetectorsConfig = Field(default_factory=DetectorsConfig)
     diagnosis: DiagnosisConfig = Field(default_factory=DiagnosisConfig)
     store: StoreConfig = Field(default_factory=StoreConfig)

@@ -18,10 +18,12 @@ from collector.records import Rollout, Score, SliceStats
 from collector.sources.trainer_logprobs import TrainerWord
 from detectors.contexts import Contexts
 from detectors.gains import rollout_gains
+from detectors.requests import Requests
 from klaxon.batches import BatchBuilder
 from klaxon.config import Config
 
 
+SUSPECTS = 500  # odd rollouts remembered, to be named in an alarm
 SEEN = "tokens_seen@"  # + replica: what estimates for all rollouts are put together by
 
 
@@ -45,6 +47,8 @@ class Filing:
                                               patience_seconds=config.sources.join_seconds)
         self.trainer_logprobs_seen = False
         self._contexts = Contexts()
+        self._requests = Requests(config.detectors.requests)
+        self.suspects: deque[tuple[int, str]] = deque(maxlen=SUSPECTS)  # (batch, request id) of rollouts far outside the healthy ones
 
     def file(self, arrived: Rollout, kept: Rollout | None, shadow: Score | None, *, now: float) -> tuple[int, Score | None]:
         """File a rollout that arrived; `kept` is it as the sampler kept it. Returns its batch and the score it was judged by."""
@@ -59,7 +63,10 @@ class Filing:
             if kept.trainer_logprobs_T is None:
                 self.join.remember(kept, shadow and replace(shadow, views=populations.needed_later(shadow), entropy_T=None))
             self._note_trainer(kept)
-        self._add(t, slices=slices, counts=counts, gains=self._gains(arrived, kept, shadow))
+        gains = self._gains(arrived, kept, shadow)
+        if kept is not None and judged is not None:
+            gains |= self._odd(t, kept, judged)
+        self._add(t, slices=slices, counts=counts, gains=gains)
         self.builder.add(t, counts={f"{SEEN}{arrived.replica}": int(arrived.sampled_mask_T.sum())})
         return t, judged
 
@@ -77,10 +84,12 @@ class Filing:
             counts = Counter(joined=1)
             slices = (*(populations.served(rollout, None, self.config.signals) if shadow is None else ()),
                       *populations.late(rollout, shadow, self.config.signals))
+            gains: dict[str, float] = {}
             if shadow is None and (judged := self._judged(t, rollout, None, slices, counts)) is not None:
                 compared.append((t, rollout, judged))
+                gains = self._odd(t, rollout, judged)
             self._note_trainer(rollout)
-            self._add(t, slices=slices, counts=counts)
+            self._add(t, slices=slices, counts=counts, gains=gains)
         return compared, refused
 
     def _judged(self, t: int, rollout: Rollout, shadow: Score | None, slices: Iterable[SliceStats],
@@ -102,6 +111,14 @@ class Filing:
         if shadow is None:
             return rollout_gains(kept, None, self.config.detectors)
         return rollout_gains(kept, shadow, self.config.detectors, fresh_T=self._contexts.fresh(kept))
+
+    def _odd(self, t: int, rollout: Rollout, judged: Score) -> dict[str, float]:
+        """What this rollout alone says about corrupted requests; one far outside the healthy ones is remembered."""
+        found = self._requests.judge(rollout, judged)
+        if found.probability is not None and found.probability <= self.config.detectors.requests.suspect_probability:
+            self.suspects.append((t, rollout.request_id))
+            self.counts["suspect_rollouts"] += 1
+        return found.gains
 
     def _note_trainer(self, rollout: Rollout) -> None:
         self.trainer_logprobs_seen |= rollout.trainer_logprobs_T is not None

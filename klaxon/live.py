@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STALE_SECONDS = 60.0
 SCORED = ("tokens_scored",)  # the one token count of the scorer that is no refusal
-BLINDING = ("engine_unreachable", "no_rollouts", "tap_silent", "scorer_behind")  # facts that say Klaxon sees nothing
+BLINDING = ("engine_unreachable", "no_rollouts", "tap_silent", "scorer_behind", "store_refusing", "disk_low")  # facts that say Klaxon sees nothing
 TIER_BLIND = {
     0: ["anything self-consistent: a hidden temperature or top-p, stale weights, head precision",
         "the trainer's view: no trainer logprobs arrive and no weights are configured"],
@@ -82,7 +82,9 @@ class Live:
         return Observation(
             now=now, started_at=daemon.started_at, engines=engines, last_rollout_at=daemon.worker.last_rollout_at,
             longest_rollout_gap_seconds=daemon.worker.longest_gap_seconds, published=daemon.trainer.ledger.published(), versions=versions,
-            oldest_unscored_at=daemon.worker.busy_since)
+            oldest_unscored_at=daemon.worker.busy_since, disk_free_bytes=daemon.store.free_bytes(),
+            store_refusing_since=daemon.watch.store_refusing_since, declared_dtype=daemon.config.contract.engine_dtype,
+            engine_dtype=_engine_dtype(daemon.taps.engine_config()), trainer=daemon.trainer.health.facts(now))
 
     def _verdict(self, now: float) -> tuple[str, str]:
         daemon = self._daemon
@@ -171,6 +173,11 @@ class Live:
 
 def _from_taps(told: Mapping[str, int]) -> dict[str, int]:
     return {"dropped_by_taps": told.get("dropped", 0), **{name: count for name, count in told.items() if name != "dropped"}}
+
+
+def _engine_dtype(config: Mapping[str, Any]) -> str | None:
+    """The precision the engine itself reports: its quantisation where it has one, else its dtype."""
+    return config.get("quantization") or config.get("dtype")
 
 
 def _is_mismatch(incident: Incident) -> bool:

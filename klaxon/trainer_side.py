@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from collector.errors import InputError, Unavailable
@@ -17,7 +17,10 @@ from collector.sources.metrics.source import NOT_METRICS, MetricsRow, MetricsSou
 from collector.sources.refusals import added, prefixed
 from collector.weights.layouts import look
 from collector.weights.ledger import VersionLedger, known_version
+from detectors import reference
+from detectors.trainer_health import TrainerHealth
 from klaxon.config import Config
+from klaxon.run_files import read_band
 from klaxon.shadow import open_shadow, why_no_shadow
 
 if TYPE_CHECKING:
@@ -37,6 +40,10 @@ class TrainerSide:
         self.shadow = open_shadow(config, say, believed=self._believed)
         self.sources = open_sources(config.metrics.sources, metrics_file=config.trainer.metrics_file)
         self.names = config.metrics.name_map()
+        self.health = TrainerHealth()
+        self.band = read_band(config.reference.band, only=config.reference.metrics) if config.reference.band else None
+        self.bet: Callable[[dict[str, float]], None] = lambda gains: None  # files log gains into the open batch
+        self._bet_steps: dict[str, int] = {}  # metric → newest step that has bet
         self._stored = dict(store.query('SELECT source, max("at") FROM metrics GROUP BY source'))  # by an earlier daemon of this run
         self.counts: Counter[str] = Counter()  # polls that failed, by source
         self.noticed: Counter[str] = Counter()  # rows that came twice, out of order or from the future
@@ -145,8 +152,19 @@ class TrainerSide:
         numbers = self.names.standard(numbers)
         if self.names.framework != told:
             self.say("metrics_named", f"the trainer's metrics are named as by {self.names.framework}", {"framework": self.names.framework})
-        self.latest = {"step": step, "at": at, **numbers}
+        self.latest = {"step": step, "at": at, **{name: value for name, value in numbers.items() if math.isfinite(value)}}
+        self.health.take(step, numbers)
+        self._against_band(step, numbers)
         self.store.append_metrics(step, at, numbers, source=source)
+
+    def _against_band(self, step: int, numbers: dict[str, float]) -> None:
+        """Each metric bets once a step, whoever logs it again."""
+        if self.band is None:
+            return
+        fresh = {name: value for name, value in numbers.items() if name in self.band.metrics and step > self._bet_steps.get(name, -1)}
+        self._bet_steps |= dict.fromkeys(fresh, step)
+        if found := reference.gains(self.band, step, fresh):
+            self.bet(found)
 
 
 def _announced(message: dict[str, Any]) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from collector.populations import shares_by_lag
 from collector.records import POPULATIONS, BatchStats, Diagnosis, Drift, Evidence, Fact
 from collector.signals import metrics, total, weighted
 from collector.store import Store
+from detectors import contract
 from detectors.bank import Bank
 from detectors.hardfacts import Observation, facts
 from klaxon.batches import BatchBuilder
@@ -34,6 +35,7 @@ OF_INTEREST = (
     "product_masked", "veto_sequences", "ppl_ratio", "pearson", "probs_diff_mean", "mean_entropy", "confident_disagreements",
 )
 """Signals of the metric table that `klaxon status --json` shows; the others come from GET /v1/series?signal=NAME."""
+NAMED_ROLLOUTS = 20  # of an alarm on single requests
 CLEAN_LEVELS = 500  # batches the floor is the median of
 
 
@@ -47,6 +49,7 @@ class Hooks:
     diagnose: Callable[[Drift], None]  # start the competition
     after_batch: Callable[[], None]
     take_counts: Callable[[], dict[str, int]]  # refused and lost since the last batch
+    suspects: Callable[[int, int], list[str]] = lambda first, last: []  # keyed hashes of odd rollouts of batches first … last
 
 
 class Watch(threading.Thread):
@@ -59,6 +62,7 @@ class Watch(threading.Thread):
         self.builder, self.builder_lock, self.clock = builder, builder_lock, clock
         self.counts: Counter[str] = Counter()
         self.last_batch: BatchStats | None = None
+        self.store_refusing_since: float | None = None  # UTC seconds; None = it writes
         self._statistical: Drift | None = None  # the statistical alarm that is firing
         self._clean_levels: deque[float] = deque(maxlen=CLEAN_LEVELS)
         self._recent: deque[BatchStats] = deque(maxlen=200)
@@ -100,7 +104,7 @@ class Watch(threading.Thread):
 
     def _take(self, batch: BatchStats, now: float) -> None:
         counts = dict(Counter(batch.counts) + Counter(self.hooks.take_counts()))
-        batch = replace(batch, counts=counts)
+        batch = replace(batch, counts=counts, gains={**batch.gains, **contract.gains(batch, self.config.contract)})
         self.counts["late"] += counts.get("late", 0)
         own = facts(batch, None, self.config.detectors.facts)
         batch = replace(batch, facts=(*own, *self._noted.values()))
@@ -110,6 +114,7 @@ class Watch(threading.Thread):
         self._flush()
         self.last_batch = batch
         self._recent.append(batch)
+        self._tell_oddities(batch, own)
         self._remember_level(batch)
         self._page([self._sized(drift) for drift in drifts], now, closed_at=batch.closed_at)
         self._release_facts(batch, now)
@@ -126,9 +131,11 @@ class Watch(threading.Thread):
                 self.store.append_batch(batch, evidence, ln_m=ln_m, ln_a=self.bank.ln_a)
             except Unavailable as error:
                 self.counts["store_errors"] += 1
+                self.store_refusing_since = self.store_refusing_since or self.clock()
                 log.error("batch %d is not stored yet, %d wait: %s", batch.t, len(self._unstored), error)
                 return
             self._unstored.popleft()
+            self.store_refusing_since = None
 
     def _remember_level(self, batch: BatchStats) -> None:
         whole = total(batch.slices)
@@ -163,8 +170,27 @@ class Watch(threading.Thread):
         values = metrics(whole) if whole.n_tokens else {}
         return {name: values[name] for name in OF_INTEREST if name in values and math.isfinite(values[name])}
 
+    def _tell_oddities(self, batch: BatchStats, own: Sequence[Fact]) -> None:
+        """What a human may want to look up later: batches with broken logprobs, rollouts far outside the healthy ones."""
+        if own:
+            log.error("corrupt batch %d: %s", batch.t, " ".join(fact.text for fact in own))
+        if found := self.hooks.suspects(batch.t, batch.t):
+            self.hooks.say("suspect_rollouts", f"{len(found)} rollouts of batch {batch.t} are far outside the healthy ones",
+                           {"t": batch.t, "requests": found})
+
+    def _named(self, drift: Drift) -> Drift:
+        """An alarm on single requests with the rollouts that raised it, by the keyed hashes they are stored under."""
+        if drift.kind == "fact" or not drift.stream.startswith("requests:"):
+            return drift
+        found = self.hooks.suspects(drift.change_t[0], drift.alarm_t)[-NAMED_ROLLOUTS:]
+        if not found:
+            return drift
+        return replace(drift, slice={**drift.slice, "requests": ", ".join(found[-3:])},
+                       text=f"{drift.text} Rollouts far outside the healthy ones (column request of `klaxon export rollouts`): {', '.join(found)}.")
+
     def _sized(self, drift: Drift) -> Drift:
         """The drift with its effect: mean |d| of the batches since the change, nats; as it is where nothing was compared."""
+        drift = self._named(drift)
         since = [item for batch in self._recent if batch.t >= drift.change_t[1] for item in batch.slices]
         whole = total(since)
         if drift.kind == "fact" or not whole.n_tokens:

@@ -7,6 +7,7 @@ import pytest
 from collector.records import BatchStats
 from detectors.config import FactsConfig
 from detectors.hardfacts import FACTS, EngineSeen, Observation, facts
+from detectors.trainer_health import TrainerHealth
 
 CONFIG = FactsConfig()
 HEALTHY = Observation(
@@ -88,3 +89,23 @@ def test_missing_rollouts_are_judged_by_the_longest_healthy_gap() -> None:
 def test_rollouts_waiting_for_a_score_make_klaxon_blind() -> None:
     assert names(replace(HEALTHY, oldest_unscored_at=9_500.0)) == []
     assert names(replace(HEALTHY, oldest_unscored_at=9_300.0)) == ["scorer_behind"]
+
+
+def test_a_store_that_refuses_and_a_disk_that_fills_are_facts() -> None:
+    assert names(replace(HEALTHY, store_refusing_since=9_950.0, disk_free_bytes=2**31)) == []
+    assert names(replace(HEALTHY, store_refusing_since=9_900.0)) == ["store_refusing"]
+    (fact,) = facts(None, replace(HEALTHY, disk_free_bytes=2**20 * 200), CONFIG)
+    assert fact.name == "disk_low" and fact.text.startswith("200 MiB") and "256 MiB" in fact.text
+    assert facts(None, replace(HEALTHY, disk_free_bytes=0), FactsConfig(disk_free_mb=0)) == ()
+
+
+def test_an_engine_in_another_dtype_than_the_contract_is_a_fact_whatever_the_spelling() -> None:
+    assert names(replace(HEALTHY, engine_dtype="torch.bfloat16", declared_dtype="bf16")) == []
+    assert names(replace(HEALTHY, engine_dtype=None, declared_dtype="fp8")) == []
+    assert names(replace(HEALTHY, engine_dtype="bfloat16", declared_dtype="fp8")) == ["contract_dtype"]
+
+
+def test_what_the_trainer_shows_is_passed_on() -> None:
+    shown = TrainerHealth()
+    shown.take(4, {"loss": float("nan")})
+    assert names(replace(HEALTHY, trainer=shown.facts(1.0))) == ["trainer_nonfinite"]

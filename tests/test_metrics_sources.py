@@ -491,3 +491,14 @@ def test_klaxon_check_polls_each_source_once(sources, state: str, text: str, tmp
     config = Config.model_validate({"metrics": {"sources": named}, "run": {"dir": str(tmp_path)}, "daemon": {"port": 1}})
     (found,) = (item for item in examine(config) if item.part == "metrics")
     assert found.state == state and text in found.text
+
+
+def test_a_whole_run_is_read_at_once_from_either_kind_of_folder(tensorboard_writer, wandb_folder: Path, tmp_path: Path) -> None:
+    from collector.sources.metrics.history import read_history
+
+    logged = read_history(str(wandb_folder))
+    assert logged.framework == "verl" and logged.series["kl"].steps.tolist() == list(range(400))
+    assert logged.series["reward"].values[7] == pytest.approx(0.7) and "nested.a" in logged.series
+    for step in range(5):
+        tensorboard_writer(step, 10.0 + step, loss=step / 2)
+    assert read_history(str(tmp_path / "tb")).series["loss"].values.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0]

@@ -18,11 +18,13 @@ from rich.table import Table
 from collector.errors import ConfigError, KlaxonError, Unavailable
 from collector.sources.metrics.registry import open_sources
 from collector.sources.metrics.source import MetricsRow
+from detectors.hardfacts import dtype_name
 from klaxon.client import get_json
 from klaxon.config import Config, load_config
 from klaxon.live import TIER_BLIND
 from klaxon.planning import share
 from klaxon.probe import EngineProbe
+from klaxon.run_files import read_band
 from klaxon.shadow import why_no_shadow
 
 MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]", "off": "[dim]–[/]"}
@@ -57,7 +59,7 @@ def examine(config: Config) -> Iterator[Finding]:
     status = _daemon_status(config)
     own = _own(config, status)
     yield from (_folder(config), _daemon(config, status), _engine(config), _tap(config, own),
-                _trainer(config), _metrics(config), _weights(config, own), _shadow(config))
+                _trainer(config), _contract(config, own), _metrics(config), _reference(config), _weights(config, own), _shadow(config))
     yield from _coverage(config, own)
     yield from _receivers(config)
 
@@ -145,6 +147,25 @@ def _trainer(config: Config) -> Finding:
     return Finding(part="trainer", state="ok", text=f"assumes T = {config.trainer.sampling.temperature:g}, {config.trainer.expected_logprobs_mode}")
 
 
+def _contract(config: Config, status: dict[str, Any] | None) -> Finding:
+    """What [contract] accepts, and where it contradicts what is known."""
+    given, limits = config.contract, config.signals
+    said = [f"mean |d| up to {given.floor_nats:g} nats" if given.floor_nats else "", f"ESS from {given.min_ess:g}" if given.min_ess else "",
+            f"engine {given.engine_dtype}" if given.engine_dtype else "",
+            f"correction {given.correction}" + (f" at {given.cap:g}" if given.cap else "") if given.correction != "none" else ""]
+    if not any(said):
+        return Finding(part="contract", state="off", text="no accepted mismatch in [contract]: every mismatch counts")
+    wrong = []
+    acts = {"tis": ("tis_cap", limits.tis_cap), "icepop": ("icepop", limits.icepop[1]), "mask": ("mis", limits.mis[1])}.get(given.correction)
+    if acts and given.cap and given.cap != acts[1]:
+        wrong.append(f"contract.cap is {given.cap:g}, Klaxon computes the correction with signals.{acts[0]} = {acts[1]:g}")
+    engine = (status or {}).get("engine") or {}
+    runs = engine.get("quantization") or engine.get("dtype")
+    if given.engine_dtype and runs and dtype_name(runs) != dtype_name(given.engine_dtype):
+        wrong.append(f"the engine reports {runs}")
+    return Finding(part="contract", state="warn" if wrong else "ok", text="; ".join([f"accepts {', '.join(part for part in said if part)}", *wrong]))
+
+
 def _metrics(config: Config) -> Finding:
     try:
         sources = open_sources(config.metrics.sources, metrics_file=config.trainer.metrics_file)
@@ -159,6 +180,18 @@ def _metrics(config: Config) -> Finding:
     if empty := [name for name, found in rows.items() if not found]:
         return Finding(part="metrics", state="warn", text=f"nothing to read yet in {', '.join(empty)}")
     return Finding(part="metrics", state="ok", text=", ".join(f"{name}: {found} rows" for name, found in rows.items()))
+
+
+def _reference(config: Config) -> Finding:
+    if not config.reference.band:
+        return Finding(part="reference", state="off", text="no [reference] band: the trainer's metrics are compared with nothing")
+    try:
+        band = read_band(config.reference.band, only=config.reference.metrics)
+    except KlaxonError as error:
+        return Finding(part="reference", state="bad", text=str(error))
+    said = f"{len(band.metrics)} metrics of {len(band.runs)} run(s): {', '.join(band.metrics)}"
+    unknown = "" if band.seed_variance_known else f"; seed variance unknown, tolerance {band.tolerance}"
+    return Finding(part="reference", state="ok", text=said + unknown)
 
 
 def _weights(config: Config, status: dict[str, Any] | None) -> Finding:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 STANDARD = ("clip_rate", "kl", "kl_ref", "mismatch_kl", "mismatch_abs_d", "ess", "entropy", "reward", "loss", "value_loss",
-            "critic_value", "grad_norm", "learning_rate", "response_length", "lag")
+            "critic_value", "grad_norm", "learning_rate", "response_length", "lag", "reward_std", "zero_std_share", "advantage_std")
 """Klaxon's names of trainer metrics; every other metric keeps the name it was logged under."""
 
 
@@ -34,7 +34,7 @@ FRAMEWORKS: dict[str, Framework] = {
     "TRL": Framework(("clip_ratio/", "sampling/", "completions/mean_length", "frac_reward_zero_std"), {
         "clip_rate": ("clip_ratio/region_mean", "clip_ratio"), "kl_ref": ("kl",), "mismatch_abs_d": ("sampling/sampling_logp_difference/mean",),
         "entropy": ("entropy",), "reward": ("reward",), "loss": ("loss",), "grad_norm": ("grad_norm",), "learning_rate": ("learning_rate",),
-        "response_length": ("completions/mean_length", "completion_length")}, ("", "train/")),
+        "response_length": ("completions/mean_length", "completion_length"), "reward_std": ("reward_std",), "zero_std_share": ("frac_reward_zero_std",)}, ("", "train/")),
     "OpenRLHF": Framework(("ppo_clip_ratio", "vllm_kl", "ppo_kl"), {
         "clip_rate": ("ppo_clip_ratio",), "kl": ("ppo_kl",), "kl_ref": ("kl",), "mismatch_kl": ("vllm_kl",), "entropy": ("entropy_loss",),
         "reward": ("reward",), "loss": ("policy_loss",), "value_loss": ("critic_loss",), "critic_value": ("values",),

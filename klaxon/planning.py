@@ -61,8 +61,8 @@ class Run:
     hidden: int | None = None  # None = estimated
     update_seconds: float = 60.0
     batch_seconds: float = 120.0
-    forward_tokens: int = 4096
-    chunk_tokens: int = 128
+    forward_tokens: int = 8192
+    logits_gb: float = 0.537
     prompt_kv_mb: int = 512
     versions_held: int = 3
     prefix_cache: bool = True  # engines reuse cached prompts: the stale-KV explanations cost two passes more
@@ -126,7 +126,7 @@ def memory(run: Run) -> Memory:
     longest = max(run.forward_tokens, run.prompt_tokens + run.tokens_per_rollout)
     return Memory(version=run.params * DTYPE_BYTES[run.dtype] / 1e9,
                   kv=(longest * kv_token + run.prompt_kv_mb * 2**20) / 1e9,
-                  head=3 * run.chunk_tokens * run.vocab * 4 / 1e9,
+                  head=5 * run.logits_gb,
                   activations=20 * run.forward_tokens * run.hidden_size * DTYPE_BYTES[run.dtype] / 1e9,
                   usable=GPUS[run.gpu].memory_gb * USABLE_MEMORY)
 

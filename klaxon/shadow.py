@@ -72,9 +72,9 @@ class Shadow:
         """Where it scores; None until it does."""
         if self._scorer is None:
             return None
-        from collector.shadow.model import pick_device
+        from collector.shadow.devices import pick_devices
 
-        return str(pick_device(self.config.shadow.device))
+        return ", ".join(map(str, pick_devices(self.config.shadow)))
 
     def open(self) -> None:
         """Import the scorer's libraries and make it.
@@ -85,10 +85,8 @@ class Shadow:
         if missing := missing_libraries():
             raise ConfigError(f"[shadow] needs {missing[0]}, which is not installed: `pip install klaxon-rl[scorer]`, "
                               "or set shadow.enabled = false for tiers 0 and 1")
-        from collector.shadow.model import pick_device
         from collector.shadow.scorer import ShadowScorer
 
-        pick_device(self.config.shadow.device)
         self._scorer = ShadowScorer(self.config.shadow, self.shelf)
 
     def _load(self, version: WeightVersion, evicted: ShadowModel | None) -> ShadowModel:

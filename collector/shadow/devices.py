@@ -40,6 +40,17 @@ def pick_devices(config: ShadowConfig) -> tuple[torch.device, ...]:
     return tuple(pick_device(name) for name in config.devices or [config.device])
 
 
+def sized(config: ShadowConfig) -> ShadowConfig:
+    """The config with the sizes it leaves open: on a CPU what fits its caches and 256 MiB, on a GPU what keeps it busy.
+
+    Raises:
+        ConfigError: a device does not exist here.
+    """
+    on_gpu = pick_devices(config)[0].type == "cuda"
+    return config.model_copy(update={"logits_mb": config.logits_mb or (512 if on_gpu else 16),
+                                     "forward_tokens": config.forward_tokens or (8192 if on_gpu else 512)})
+
+
 def replicas(config: ShadowConfig) -> int:
     """How many whole models score beside one another."""
     return max(1, len(config.devices)) if config.split == "replicas" else 1

@@ -21,7 +21,7 @@ from collector.config import ShadowConfig
 from collector.errors import Unavailable
 from collector.records import WeightVersion
 from collector.shadow.attention import Pack, Segment, running
-from collector.shadow.devices import pick_device, pick_devices, place, replicas
+from collector.shadow.devices import pick_devices, place, replicas
 from collector.shadow.head import Head
 from collector.shadow.lora import LoraMerge
 from collector.shadow.rounded import RoundedLinear, round_linears, wants_rounding
@@ -29,7 +29,7 @@ from collector.shadow.verify import fallback_attention, verify
 from collector.shadow.vocabulary import padded_config, vocabulary
 from collector.weights.shelf import WeightShelf
 
-__all__ = ["RoundedLinear", "ShadowModel", "load_version", "model_shelf", "pick_device"]
+__all__ = ["RoundedLinear", "ShadowModel", "load_version", "model_shelf"]
 
 
 class ShadowModel:

@@ -20,7 +20,7 @@ from collector.config import ShadowConfig
 from collector.errors import Unavailable
 from collector.records import Rollout, Score
 from collector.shadow import plan as planning
-from collector.shadow.devices import replicas
+from collector.shadow.devices import replicas, sized
 from collector.shadow.model import ShadowModel
 from collector.shadow.packs import Hidden, forests_of, run_forest
 from collector.shadow.plan import Pass, Refusal
@@ -53,7 +53,7 @@ class ShadowScorer:
     """
 
     def __init__(self, config: ShadowConfig, shelf: WeightShelf[ShadowModel]) -> None:
-        self.config, self.shelf = config, shelf
+        self.config, self.shelf = sized(config), shelf
         self.prompts = [PromptKV(config.prompt_kv_mb << 20) for _ in range(replicas(config))]
         self.counts: Counter[str] = Counter()
         self.refusals: deque[Refusal] = deque(maxlen=200)

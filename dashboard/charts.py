@@ -6,7 +6,7 @@ Rows: row, at (ms since 1970), value, low, high (units of the y axis), series (l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -107,6 +107,14 @@ def weights(shot: Snapshot) -> Chart:
     rows = [*_frame(shot), *_line(shot.series, "version_max", "engine"), *_line(published, "version", "trainer"), *_events(shot)]
     return _chart("weights", "Weight version", "What the trainer has published and what the engine generates with: a widening gap is lag, a flat engine line is an update that never arrived.",
                   look, rows, empty="No numbered weight version is known yet: point [weights] at the trainer's folder, or announce versions from the trainer.")
+
+
+def any_signal(shot: Snapshot, signal: Mapping[str, str], table: pd.DataFrame) -> Chart:
+    """One signal of the metric table, with the smallest and largest batch of each point."""
+    name = signal["name"]
+    look = Look(y_title=f"{name}, {signal['unit'] or 'no unit'}", series=((name, BLUE, False),))
+    return _chart("signal", name, f"{signal['formula']}. {signal['direction']}, {signal['level']}.", look,
+                  [*_frame(shot), *_line(table, name, name), *_events(shot)], empty=_unscored(shot))
 
 
 def trainer_metric(shot: Snapshot, what: str, title: str, *, y_title: str, help: str) -> Chart:

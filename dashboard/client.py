@@ -68,6 +68,16 @@ def snapshot(client: httpx.Client, *, window_seconds: float | None, max_points: 
         start=left, end=now)
 
 
+def signals(client: httpx.Client) -> list[dict[str, str]]:
+    """name, formula, direction, level and unit of every signal the daemon can draw. Raises: Disconnected."""
+    return _json(client, "/v1/signals")
+
+
+def signal_series(client: httpx.Client, name: str, *, start: float | None, max_points: int = 240) -> pd.DataFrame:
+    """closed_at, NAME, NAME:min, NAME:max over the window. Raises: Disconnected."""
+    return _table(client, "/v1/series", signal=name, max_points=max_points, **({} if start is None else {"start": start}))
+
+
 def _left_edge(series: pd.DataFrame, start: float | None, now: float) -> float:
     """Where the charts begin: the window's start, or the first batch of a run that is younger than the window."""
     first = float(series["closed_at"].iloc[0]) if len(series) else now - 60

@@ -180,6 +180,16 @@ def test_every_chart_is_drawn_and_explained(page, name):
     expect(chart.get_by_test_id("stCaptionContainer").first).not_to_be_empty()
 
 
+def test_any_signal_can_be_chosen_by_a_link(browser, dashboard):
+    linked = visit(browser, f"{dashboard}/?signal=tme")
+    try:
+        chart = linked.locator(".st-key-chart-signal")
+        expect(chart.get_by_test_id("stVegaLiteChart").locator("canvas, svg.marks").first).to_be_visible(timeout=PATIENCE_MS)
+        expect(chart).to_contain_text("tme")
+    finally:
+        linked.close()
+
+
 def test_an_alarm_arrives_without_a_reload_and_its_text_cannot_act(page, daemon):
     page.evaluate("window.neverReloaded = true")
     now = time.time()

@@ -10,7 +10,7 @@ import httpx
 import streamlit as st
 
 from dashboard import charts, panels, words
-from dashboard.client import TIMEOUT_SECONDS, Disconnected, Snapshot, api_url, snapshot
+from dashboard.client import TIMEOUT_SECONDS, Disconnected, Snapshot, api_url, signal_series, signals, snapshot
 
 log = logging.getLogger("klaxon.dashboard")
 
@@ -68,6 +68,7 @@ def _below(window: str) -> None:
     if shot is None:
         return
     _safely(_charts, shot)
+    _safely(_signal, shot, window)
     _safely(panels.compared, shot)
     left, right = st.columns(2, gap="medium")
     with left:
@@ -106,6 +107,25 @@ def _charts(shot: Snapshot) -> None:
         for column, chart in zip(st.columns(2, gap="medium"), pair, strict=True):
             with column:
                 _plot(chart)
+
+
+def _signal(shot: Snapshot, window: str) -> None:
+    """Any signal of the metric table, chosen by name."""
+    table = {row["name"]: row for row in _signals(api_url())}
+    chosen = st.selectbox("Another signal", list(table), index=None, key="signal", bind="query-params", placeholder="Choose one of all signals",
+                          help="Every signal Klaxon computes from what it stores; docs/metrics.md defines each")
+    if chosen:
+        _plot(charts.any_signal(shot, table[chosen], _of_signal(api_url(), chosen, window, shot.start)))
+
+
+@st.cache_data(ttl=3600, max_entries=16, show_spinner=False)
+def _signals(base: str) -> list[dict[str, str]]:
+    return signals(_http(base))
+
+
+@st.cache_data(ttl=CHARTS_SECONDS / 2, max_entries=64, show_spinner=False)
+def _of_signal(base: str, name: str, window: str, _start: float) -> Any:
+    return signal_series(_http(base), name, start=None if WINDOWS[window] is None else _start)
 
 
 def _plot(chart: charts.Chart) -> None:

@@ -13,7 +13,9 @@ Missing.     A stream without a gain in a batch does not tick (SR stays); an emp
              outcome of the bet.
 Latch.       One statistical alarm, until `resolve`, which also starts all evidence from zero. A hard fact pages once per
              name and slice and may page again after `forget_after_batches` batches without it. A second statistical page
-             comes only from escalation.py, out of a quarter of the budget.
+             comes only when the effect doubles or another slice joins (open_alarm.py), out of a quarter of the budget.
+Recovery.    `recovered` says when the leading stream is back (recovery.py); the caller then calls `resolve`, and the
+             battery goes on from the baseline it had when the alarm began.
 Honesty.     audit.py follows the mean e-value of every family of the battery; `notices` says when it had to widen.
 Replay.      The same BatchStats in the same order give the same evidence and drifts, bit for bit; so does a bank restored
              from `to_state` in between. A batch number that is not above the last one is ignored and counted, so that a
@@ -22,6 +24,7 @@ Replay.      The same BatchStats in the same order give the same evidence and dr
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -37,9 +40,13 @@ from detectors.config import DetectorsConfig
 from detectors.fact_latch import FactLatch
 from detectors.looks import Look
 from detectors.named import Named
+from detectors.open_alarm import OpenAlarm
 from detectors.streams import cause_of
 
 STATE_SCHEMA = 2
+RECENT = 100  # batches whose named gains are kept, to know an alarm's level
+FAR = 8.0  # standard deviations beyond which one batch is worth a notice
+AFFECTED = 0.1  # false discovery rate of the list of affected slices
 MEANING = {
     "self_bet": "sampled tokens do not follow the probabilities the engine reports",
     "explain": "this explanation predicts the engine's logprobs better than a healthy engine does",
@@ -66,17 +73,31 @@ class Bank:
         self._resolved_t: int | None = None
         self._facts = FactLatch(config.facts.forget_after_batches)
         self._alarms = self._batches = 0
+        self._open: OpenAlarm | None = None
+        self._before: dict[str, Any] | None = None  # the battery's front end when the alarm began
+        self._recovered_t: int | None = None
+        self._far_t = -10
+        self._recent: deque[tuple[int, dict[str, float]]] = deque(maxlen=RECENT)
 
     @property
     def ln_m(self) -> float:
         """ln of the weighted average of all streams; −inf before the first evidence."""
-        parts = np.concatenate([self.named.contributions(), self.battery.block.contributions()])
-        return float(np.logaddexp.reduce(parts)) if parts.size else -np.inf
+        return float(np.logaddexp(self.named.ln_m, self.battery.ln_m))
+
+    @property
+    def last_t(self) -> int | None:
+        """The last batch taken."""
+        return self._last_t
 
     @property
     def firing(self) -> bool:
         """True from a statistical alarm until `resolve`."""
         return self._alarm_t is not None
+
+    @property
+    def alarm(self) -> tuple[int, str] | None:
+        """(batch, leading stream) of the open statistical alarm."""
+        return None if self._alarm_t is None or self._open is None else (self._alarm_t, self._open.stream)
 
     @property
     def learning(self) -> bool:
@@ -126,12 +147,63 @@ class Bank:
             return (), ()
         evidence = (*self.named.tick(t, gains, cap=self.ln_a / 2, ignore=self._ignore), *self._of_battery(t, before))
         self.notices += self.audit.take(self.battery.block, paused=self.firing)
-        drifts = []
-        if not self.firing and self.ln_m >= self.ln_a:
-            self._alarm_t = t
-            self._alarms += 1
-            drifts.append(self._drift(t))
-        return evidence, tuple(drifts)
+        self._note_far(t)
+        self._recent.append((t, dict(gains)))
+        if self.firing:
+            return evidence, self._after(t, gains)
+        return evidence, (self._raise(t),) if self.ln_m >= self.ln_a else ()
+
+    @property
+    def recovered(self) -> bool:
+        """True after the batch in which the leading stream of the open alarm came back."""
+        return self._recovered_t is not None
+
+    def rebaseline(self, t: int, reason: str) -> None:
+        """A planned change at batch t: the battery forgets its baseline and evidence and learns again. Other kinds go on."""
+        self.battery.block.relearn()
+        self.notices.append(f"batch {t}: learning again what normal looks like: {reason}")
+
+    def honesty(self) -> dict[str, Any]:
+        """Promised against realised: statistical alarms, the false ones the budget allows for the batches seen, and the audit."""
+        return {"batches": self._batches, "alarms": self._alarms, "promised_false_alarms": self._batches * float(np.exp(-self.ln_a)),
+                "mean_e": self.audit.means(), "widened": self.battery.block.widen, "promise": self._config.false_alarms}
+
+    def affected(self) -> list[dict[str, str]]:
+        """Slices with evidence of their own, by e-BH at a false discovery rate of 10 %; largest first."""
+        return self.battery.affected(self._batches, rate=AFFECTED)
+
+    def _raise(self, t: int) -> Drift:
+        self._alarm_t, self._recovered_t = t, None
+        self._alarms += 1
+        drift = self._drift(t)
+        self._before = self.battery.block.front.to_state()
+        start = self.change(drift.stream)[0]
+        gains = [found[drift.stream] for at, found in self._recent if at >= start and drift.stream in found]
+        self._open = OpenAlarm(drift.stream, self.battery, ln_a=self.ln_a, change_t=start, gains=gains)
+        return drift
+
+    def _after(self, t: int, gains: Mapping[str, float]) -> tuple[Drift, ...]:
+        if self._open is None:
+            return ()
+        told, column = self._open.take(self.battery, gains)
+        self._recovered_t = t if told == "recovered" else None
+        if told == "grown":
+            return (self._second(t, self._open.stream, "its effect has at least doubled"),)
+        if column is not None:
+            return (self._second(t, self.battery.block.keys[column], "another slice is affected"),)
+        return ()
+
+    def _second(self, t: int, stream: str, why: str) -> Drift:
+        _, first, last = self.change(stream)
+        text = f"A second page, out of a quarter of the budget ({self._config.false_alarms}): {why}; stream {stream}."
+        return Drift(kind="statistical", stream=stream, statistic=max(self.ln_m, self.ln_a), threshold=self.ln_a, alarm_t=t,
+                     change_t=(first, min(last, t)), slice=self.slice_of(stream), text=text)
+
+    def _note_far(self, t: int) -> None:
+        far = self.battery.far(FAR)
+        if far and t - self._far_t > 1:
+            self.notices.append(f"batch {t}: {far} streams of the battery lie more than {FAR:g} standard deviations off; one batch alone never pages")
+        self._far_t = t if far else self._far_t
 
     def note_facts(self, facts: Iterable[Fact], *, t: int) -> tuple[Drift, ...]:
         """Hard facts seen between two batches page at once; put them into the next BatchStats too, for the replay."""
@@ -139,6 +211,9 @@ class Bank:
 
     def resolve(self, now_t: int) -> None:
         """The statistical incident is over: forget all evidence up to batch `now_t`, and be ready to alarm again."""
+        if self._before is not None:
+            self.battery.block.front.go_back(self._before)
+        self._open = self._before = self._recovered_t = None
         self._alarm_t, self._resolved_t = None, now_t
         self.named.sr.reset()
         self.battery.block.bets.reset()
@@ -179,12 +254,16 @@ class Bank:
         text = (
             f"Evidence of a mismatch reached ln M = {self.ln_m:.1f}, above the threshold ln A = {self.ln_a:.1f} that keeps "
             f"false alarms within {self._config.false_alarms}; the leading stream is {leading} ({means}), "
-            f"and the change began in {since}."
+            f"and the change began in {since}.{self._affected_text()}"
         )
         return Drift(
             kind="statistical", stream=leading, statistic=self.ln_m, threshold=self.ln_a, alarm_t=t,
             change_t=(first, last), slice=self.slice_of(leading), text=text,
         )
+
+    def _affected_text(self) -> str:
+        found = [" ".join(f"{name} {value}" for name, value in one.items()) for one in self.affected()]
+        return f" Affected slices: {', '.join(found[:8])}{' and others' if len(found) > 8 else ''}." if found else ""
 
     def to_state(self) -> dict[str, Any]:
         """Everything `from_state` needs to go on bit for bit; JSON-able."""
@@ -192,6 +271,8 @@ class Bank:
             "schema": STATE_SCHEMA, "named": self.named.to_state(), "battery": self.battery.to_state(), "audit": self.audit.to_state(),
             "last_t": self._last_t, "alarm_t": self._alarm_t, "resolved_t": self._resolved_t, "facts": self._facts.to_state(),
             "ignored": dict(self.ignored), "alarms": self._alarms, "batches": self._batches,
+            "open": None if self._open is None else self._open.to_state(), "before": self._before,
+            "recovered_t": self._recovered_t, "far_t": self._far_t, "recent": [[t, found] for t, found in self._recent],
         }
 
     @classmethod
@@ -205,6 +286,9 @@ class Bank:
         bank.audit.restore(state["audit"])
         bank._last_t, bank._alarm_t, bank._resolved_t = state["last_t"], state["alarm_t"], state["resolved_t"]
         bank._alarms, bank._batches = state["alarms"], state["batches"]
+        bank._open = None if state["open"] is None else OpenAlarm.from_state(state["open"])
+        bank._before, bank._recovered_t, bank._far_t = state["before"], state["recovered_t"], state["far_t"]
+        bank._recent.extend((t, dict(found)) for t, found in state["recent"])
         bank._facts.restore(state["facts"])
         bank.ignored = dict(state["ignored"])
         return bank

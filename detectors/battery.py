@@ -24,7 +24,7 @@ from detectors.bets import BETS
 from detectors.block import Block
 from detectors.config import BatteryConfig, DetectorsConfig
 from detectors.contrasts import Grid, Values, grid_values, two_sides
-from detectors.features import FEATURES, MEANING, SLOPES, sums
+from detectors.features import BENT, FEATURES, GIVEN, MEANING, SLOPES, sums
 from detectors.frontend import Settings
 from detectors.looks import Cell, Look
 
@@ -54,6 +54,7 @@ class Battery:
         self.positions: list[str] = []
         self.seen_at: list[int] = []  # replica → last batch it was in
         self.crowded = 0  # slices left out because there are too many replicas
+        self._last_fleet: dict[str, float] = {}
         self._slots: dict[str, int] = {}
         self._buckets: dict[str, int] = {}
         self._first: dict[str, int] = {}  # contrast → first of its F columns
@@ -70,19 +71,26 @@ class Battery:
         if not cells and not look.fleet:
             self.block.told[:] = False
             return
-        x, z1, z2 = (np.full(self.block.size, fill) for fill in (np.nan, 0.0, 0.0))
+        x, z1, z2, least = (np.full(self.block.size, fill) for fill in (np.nan, 0.0, 0.0, 0.0))
         n = np.ones(self.block.size)
         if cells:
-            self._fill((x, z1, z2, n), self._values(cells, look.unsure))
+            self._fill((x, z1, z2, n, least), self._values(cells, look.unsure))
             self._versions(cells, x, n)
-        self._fleet(look, x)
-        self.block.step(look.t, x, z1, z2, n, cap=cap, bet=bet)
+        self._fleet(look, x, z2)
+        self.block.step(look.t, x, z1, z2, n, cap=cap, bet=bet, least=least)
 
     @property
     def ln_m(self) -> float:
         """ln of the weighted average of the battery's streams; −inf before the first evidence."""
         worth = self.block.contributions()
         return float(np.logaddexp.reduce(worth)) if worth.size else -math.inf
+
+    def far(self, limit: float) -> int:
+        """How many streams lay more than `limit` standard deviations off in the last batch."""
+        if not self.block.told.any():
+            return 0
+        front = self.block.front
+        return int((np.abs(front.ring[(front.calls - 1) % front.settings.delay][4])[self.block.told] > limit).sum())
 
     def leading(self) -> int | None:
         """The column that contributes most, of the slice that contributes most; None before the first evidence."""
@@ -94,6 +102,20 @@ class Battery:
             slices.setdefault(self.block.keys[column].split(":", 2)[2], []).append(column)
         best = max(slices.values(), key=lambda columns: float(np.logaddexp.reduce(worth[columns])))
         return max(best, key=lambda column: float(worth[column]))
+
+    def affected(self, batches: int, *, rate: float) -> list[dict[str, str]]:
+        """Slices whose streams have evidence of their own, by e-BH at this false discovery rate; largest first.
+
+        The e-value of a slice is its mean SR over `batches`, those seen so far: E[SR] after n batches is at most n.
+        """
+        worth: dict[str, list[float]] = {}
+        log_sr = self.block.bets.mean_log_sr()
+        for i in np.flatnonzero(np.isfinite(log_sr)).tolist():
+            worth.setdefault(self.block.keys[i].split(":", 2)[2], []).append(float(log_sr[i]))
+        age = math.log(max(batches, 1))
+        e = sorted(((float(np.logaddexp.reduce(found)) - math.log(len(found)) - age, where) for where, found in worth.items()), reverse=True)
+        kept = max((k for k, (value, _) in enumerate(e, start=1) if value >= math.log(len(e) / (rate * k))), default=0)
+        return [found for _, where in e[:kept] if (found := self.slice_of(f"::{where}"))]
 
     def describe(self, key: str) -> str:
         """A stream's key in words.
@@ -161,7 +183,7 @@ class Battery:
         if "version" not in self._first:
             self._first["version"] = self._born("version", "version")
             self._first["fleet"] = self.block.add(
-                [f"battery:{name}:fleet" for name in FLEET], family="fleet", kinds=["jump"] * 3, slopes=[0.0] * 3,
+                [f"battery:{name}:fleet" for name in FLEET], family="fleet", kinds=["jump"] * 3, slopes=[2.0, 0.0, 0.0],
                 floors=[0.02] * 3, dead_bands=[0.02] * 3)
         starts = np.array([self._first[where] for _, where in wanted])
         self._order = (starts[:, None] + np.arange(F)).ravel()
@@ -173,8 +195,9 @@ class Battery:
         first = self.block.add(
             [f"battery:{name}:{where}" for name in FEATURES], family=family,
             kinds=["both" if two or name == "sign" else "up" for name in FEATURES],
-            slopes=[SLOPES.get(name, 0.0) for name in FEATURES], floors=[0.003 if name == "sign" else 0.01 for name in FEATURES],
+            slopes=[0.0 if name in BENT and family != "global" else SLOPES.get(name, 0.0) for name in FEATURES], floors=[0.003 if name == "sign" else 0.01 for name in FEATURES],
             dead_bands=[bands.get(name, band) for name in FEATURES])
+        self.block.front.wary[first:first + F] = [name in GIVEN for name in FEATURES]
         self._inherit(self.block.families.index(family), np.arange(first, first + F))
         return first
 
@@ -210,7 +233,7 @@ class Battery:
         return grid_values(grid, unsure=unsure, min_tokens=self.config.min_tokens)
 
     def _fill(self, columns: tuple[np.ndarray, ...], values: Values) -> None:
-        for column, value in zip(columns, (values.x, values.z1, values.z2, values.n), strict=True):
+        for column, value in zip(columns, (values.x, values.z1, values.z2, values.n, values.least), strict=True):
             column[self._order] = value.ravel()
 
     def _versions(self, cells: Sequence[Cell], x: np.ndarray, n: np.ndarray) -> None:
@@ -224,20 +247,28 @@ class Battery:
         x[first:first + F] = two_sides(newer, older, min_tokens=4 * self.config.min_tokens)
         n[first:first + F] = min(newer[0], older[0])
 
-    def _fleet(self, look: Look, x: np.ndarray) -> None:
-        if "fleet" in self._first:
-            for i, name in enumerate(FLEET):
-                x[self._first["fleet"] + i] = look.fleet.get(name, np.nan)
+    def _fleet(self, look: Look, x: np.ndarray, z2: np.ndarray) -> None:
+        """ESS follows the policy's certainty; entropy and reward drift by design, so only their steps are looked at."""
+        if "fleet" not in self._first:
+            return
+        first, known = self._first["fleet"], look.fleet
+        x[first + FLEET.index("ess")] = known.get("ess", np.nan)
+        z2[first + FLEET.index("ess")] = z2[self._first["global"]]
+        for name in ("entropy", "reward"):
+            if name in known:
+                x[first + FLEET.index(name)] = known[name] - self._last_fleet.get(name, np.nan)
+                self._last_fleet[name] = known[name]
 
     def to_state(self) -> dict[str, Any]:
         """JSON-able."""
         return {"block": self.block.to_state(), "replicas": list(self.replicas), "positions": list(self.positions),
-                "seen_at": list(self.seen_at), "crowded": self.crowded, "first": dict(self._first), "order": self._order.tolist()}
+                "seen_at": list(self.seen_at), "crowded": self.crowded, "first": dict(self._first), "last_fleet": dict(self._last_fleet), "order": self._order.tolist()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `to_state` gave, bit for bit."""
         self.block.restore(state["block"])
         self.replicas, self.positions = list(state["replicas"]), list(state["positions"])
+        self._last_fleet = dict(state["last_fleet"])
         self._slots = {name: i for i, name in enumerate(self.replicas)}
         self._buckets = {name: i for i, name in enumerate(self.positions)}
         self.seen_at, self.crowded = list(state["seen_at"]), state["crowded"]

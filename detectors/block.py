@@ -54,13 +54,14 @@ class Block:
         self.dead_band = np.concatenate([self.dead_band, np.array(dead_bands, dtype=float)])
         return first
 
-    def step(self, t: int, x: np.ndarray, z1: np.ndarray, z2: np.ndarray, n: np.ndarray, *, cap: float, bet: bool = True) -> None:
-        """One batch, all arrays [K]; x NaN = absent. `bet` False only teaches."""
+    def step(self, t: int, x: np.ndarray, z1: np.ndarray, z2: np.ndarray, n: np.ndarray, *, cap: float, bet: bool = True,
+             least: np.ndarray | float = 0.0) -> None:
+        """One batch, all arrays [K]; x NaN = absent. `bet` False only teaches. `least`: see FrontEnd.step."""
         front = self.front
         late = front.ring[front.calls % front.settings.delay]
         self.bets.learn(late[4] / (front.widening() * self.widen), late[5], front.keep)
         dead = self._dead_band()
-        u, doubt = front.step(t, x, z1, z2, n)
+        u, doubt = front.step(t, x, z1, z2, n, np.broadcast_to(least, x.shape))
         off = doubt + dead
         front.ring[(front.calls - 1) % front.settings.delay][5] = off
         ready = front.ready & bet
@@ -98,11 +99,11 @@ class Block:
 
     def drop(self, columns: np.ndarray) -> None:
         """Departed streams: their share is gone, their columns are newborn again (and stay without weight until reused)."""
-        slope, floor = self.front.slope[columns], self.front.floor[columns]
+        slope, floor, wary = self.front.slope[columns], self.front.floor[columns], self.front.wary[columns]
         shift, psi = self.bets.shift[:, columns], self.bets.psi[:, columns]
         self.front.clear(columns)
         self.bets.clear(columns)
-        self.front.slope[columns], self.front.floor[columns] = slope, floor
+        self.front.slope[columns], self.front.floor[columns], self.front.wary[columns] = slope, floor, wary
         self.front.beta[3, columns] = slope
         self.bets.shift[:, columns], self.bets.psi[:, columns] = shift, psi
         for i in range(4):

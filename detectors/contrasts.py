@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detectors.features import FEATURES, GIVEN, features
+from detectors.features import BENT, COUNTED, FEATURES, GIVEN, features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,7 @@ class Values:
     z1: np.ndarray
     z2: np.ndarray
     n: np.ndarray
+    least: np.ndarray  # smallest standard deviation believable: what one more counted token changes
 
 
 def grid_values(grid: Grid, *, unsure: np.ndarray | float = np.nan, min_tokens: int) -> Values:
@@ -58,7 +59,7 @@ def grid_values(grid: Grid, *, unsure: np.ndarray | float = np.nan, min_tokens: 
     with np.errstate(divide="ignore", invalid="ignore"):
         n = np.where(n_rest > 0, 1 / (1 / n_own + 1 / n_rest), n_own)
     n[..., 0] = n_own[..., 0]
-    return _spread(x, lag, sure, n)
+    return _spread(x, lag, sure, n, _least(own))
 
 
 def two_sides(newer: np.ndarray, older: np.ndarray, *, min_tokens: int) -> np.ndarray:
@@ -102,10 +103,28 @@ def _log_unsure(side: np.ndarray) -> np.ndarray:
     return np.where(good, np.log(np.where(good, least, 1.0) / np.maximum(side[..., 0], 1.0)), np.nan)
 
 
-def _spread(x: np.ndarray, lag: np.ndarray, sure: np.ndarray, n: np.ndarray) -> Values:
-    """Covariates and weights for each feature; a conditional feature's second covariate is what it is given."""
-    z1 = np.broadcast_to(np.nan_to_num(lag)[..., None], x.shape)
+def _least(own: np.ndarray) -> np.ndarray:
+    """log((λ + 2)/(λ + 1)) for the rates, λ = the count expected on the contrast's own side at the fleet's rate; else 0."""
+    whole = own[..., :1, :]
+    share = own[..., 0] / np.maximum(whole[..., 0], 1.0)
+    out = np.zeros((*own.shape[:-1], len(FEATURES)))
+    for name, column in COUNTED.items():
+        out[..., FEATURES.index(name)] = np.log1p(1.0 / (share * whole[..., column] + 1.0))
+    return out
+
+
+def _spread(x: np.ndarray, lag: np.ndarray, sure: np.ndarray, n: np.ndarray, least: np.ndarray) -> Values:
+    """Covariates and weights for each feature.
+
+    mean and k3: lag, and certainty of one side less the other's. Rates and sign, whose contrasts bend with the level: lag,
+    and the fleet's certainty. Conditional features: the fleet's certainty, and what they are given.
+    """
+    level = np.broadcast_to(np.nan_to_num(sure[..., :1]), sure.shape)
+    z1 = np.broadcast_to(np.nan_to_num(lag)[..., None], x.shape).copy()
     z2 = np.broadcast_to(np.nan_to_num(sure)[..., None], x.shape).copy()
+    for name in BENT:
+        z2[..., FEATURES.index(name)] = level
     for name, (_, given) in GIVEN.items():
+        z1[..., FEATURES.index(name)] = level
         z2[..., FEATURES.index(name)] = x[..., FEATURES.index(given)]
-    return Values(x=x, z1=z1, z2=z2, n=np.broadcast_to(n[..., None], x.shape))
+    return Values(x=x, z1=z1, z2=z2, n=np.broadcast_to(n[..., None], x.shape), least=least)

@@ -5,7 +5,7 @@ Statistic.   From counts by |d| bin and sign: log mean |d|, log mean k3 (|d| cli
              for the clip rate), of |d| ≥ 1 and of |d| ≥ 3, and sign balance (n₊ − n₋)/(n₊ + n₋ + 1) over |d| ≥ 1e-3. The
              two conditional features, clip rate given mean |d| and tail given k3, are the same numbers with the other one
              as covariate of their baseline (detectors/frontend.py).
-Units.       Natural logs of nats or of rates; rates are (n + .5)/(N + 1). Sign balance has none.
+Units.       Natural logs of nats or of rates; rates are (n + .5)/(N + 1), that of |d| ≥ 3 (n + 1)/(N + 2). Sign balance has none.
 Never.       The mean of d (k1): its heavy tail hides what sign balance and k3 show.
 Source.      Reference measurements on simulated streams; k3: Schulman, *Approximating KL divergence*.
 """
@@ -21,6 +21,12 @@ FEATURES = ("mean", "k3", "clip", "tail1", "tail3", "sign", "clip|mean", "tail|k
 
 GIVEN = {"clip|mean": ("clip", "mean"), "tail|k3": ("tail1", "k3")}
 """Conditional feature → (the feature itself, the feature it is compared given)."""
+
+COUNTED = {"clip": 3, "tail1": 4, "tail3": 5, "clip|mean": 3, "tail|k3": 4}
+"""Features that are rates → the column of `sums` that is counted."""
+
+BENT = ("clip", "tail1", "tail3", "sign")
+"""Features whose contrasts, too, move with the policy's certainty."""
 
 SLOPES = {"mean": 1.0, "k3": 2.0, "clip": 1.0, "tail1": 1.0, "tail3": 1.0}
 """Prior slope on the log of the policy's uncertainty: |d| follows it, k3 its square; 0 where none is named."""
@@ -69,7 +75,8 @@ def features(sums_S: np.ndarray) -> np.ndarray:
     out = np.empty((*sums_S.shape[:-1], len(FEATURES)))
     out[..., 0] = np.log(sums_S[..., 1] / n)
     out[..., 1] = np.log(sums_S[..., 2] / n)
-    out[..., 2:5] = np.log((sums_S[..., 3:6] + 0.5) / (n + 1.0)[..., None])
+    out[..., 2:4] = np.log((sums_S[..., 3:5] + 0.5) / (n + 1.0)[..., None])
+    out[..., 4] = np.log((sums_S[..., 5] + 1.0) / (n + 2.0))
     out[..., 5] = np.where(np.isnan(n), np.nan, sums_S[..., 6] / (sums_S[..., 7] + 1.0))
     out[..., 6], out[..., 7] = out[..., 2], out[..., 3]
     return out

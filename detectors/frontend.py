@@ -7,7 +7,7 @@ Statistic.   x̂ = forgetting ridge regression on [1, t, z₁, z₂] (z₁ repor
              AR(p ≤ 2) (Yule–Walker on delayed residuals, partial correlations up to .98), then divided by its innovation
              standard deviation, by √(long-run variance at 8 and 32 batches), and by the noise of a batch with fewer
              sequences than usual.
-Units.       u: standard deviations of the whitened residual. `doubt`: standard error of the baseline, same unit.
+Units.       u: standard deviations of the whitened residual. `doubt`: 0.7 standard errors of the baseline, same unit.
 Guarantee.   None exact: u is centred with variance near 1 as far as residuals look like the recent past. Bets allow for
              wider, heavier-tailed u and for `doubt` (bets.py); the live audit measures what is left (audit.py).
 Warm-up.     `ready` after `warmup` learnt batches; a late stream that was given the fleet's noise needs a third of that.
@@ -29,6 +29,9 @@ from detectors.arrays import Arrays, spd_inverse
 HUBER, CONDITION = 2.5, 3.0
 MAX_PARTIAL, MIN_PARTIAL = 0.98, -0.3
 SCALES = (1 / 8, 1 / 32)  # forgetting of the two running means behind the long-run variance
+SHRINK = 2.0  # runs of a scale's length at which the long-run variance is believed half
+DOUBT = 0.7
+STRANGE, STRANGE_LEAST = 4.0, 0.1
 SOLVE_EVERY = 8  # a stream's baseline is solved again every so many batches
 PRIOR_TREND, PRIOR_LAG, PRIOR_UNSURE = 5.0, 1.0, 1.0  # prior rows behind a slope of 0, 0 and `slope`
 REBASE = 512  # batches after which the origin of t moves, for the sake of digits
@@ -47,7 +50,7 @@ class FrontEnd(Arrays):
     """Parallel arrays, one column a stream; `step` once a batch."""
 
     FLOATS = ("moment", "beta", "rows", "c0", "c1", "c2", "mass", "taught1", "taught2", "n_typical", "last1", "last2",
-              "smooth", "power", "power_mass", "slope", "floor", "prior_rows")
+              "smooth", "power", "power_mass", "slope", "floor", "prior_rows", "wary")
     SHAPES = {"gram": (4, 4), "inverse": (4, 4), "moment": (4,), "beta": (4,), "smooth": (2,), "power": (2,)}
 
     def __init__(self, settings: Settings) -> None:
@@ -98,8 +101,12 @@ class FrontEnd(Arrays):
         """bool [K]: enough was learnt to bet."""
         return self.rows + self.prior_rows >= self.settings.warmup
 
-    def step(self, t: int, x: np.ndarray, z1: np.ndarray, z2: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(u, doubt) of batch t, both [K]; u is NaN where x is. Also learns the batch `delay` calls ago."""
+    def step(self, t: int, x: np.ndarray, z1: np.ndarray, z2: np.ndarray, n: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(u, doubt) of batch t, both [K]. Also learns the batch `delay` calls ago.
+
+        u is NaN where x is, and where z₂ lies farther out than the baseline has seen: there a fit says nothing.
+        least: standard deviation that a batch's counts cannot fall below, in units of x.
+        """
         if self.origin is None:
             self.origin = t
         if t - self.origin >= REBASE:
@@ -108,13 +115,13 @@ class FrontEnd(Arrays):
         here = np.isfinite(x)
         z1, z2 = np.where(here, z1, 0.0), np.where(here, z2, 0.0)
         residual = x - (self.beta[0] + self.beta[1] * tau + self.beta[2] * z1 + self.beta[3] * z2)
-        raw = self._whiten(t, residual)
+        raw = np.where(self._strange(z1, z2), np.nan, self._whiten(t, residual, least))
         widen = self.widening()
         thin = np.sqrt(np.clip(n / np.maximum(self.n_typical, 1e-9), 1e-4, 1.0))
         u = raw * thin / widen
         row = (1.0, tau, z1, z2)
         leverage = sum(row[i] * row[j] * self.inverse[i, j] for i in range(4) for j in range(4))
-        doubt = np.sqrt(np.maximum(leverage, 0.0))
+        doubt = DOUBT * np.sqrt(np.maximum(leverage, 0.0))
         self._remember(t, here, residual)
         self._learn()
         slot = self.ring[self.calls % self.settings.delay]
@@ -124,10 +131,10 @@ class FrontEnd(Arrays):
         return u, doubt
 
     def widening(self) -> np.ndarray:
-        """√ of the long-run variance of u, at least 1 [K]; a little more while it rests on few batches."""
+        """√ of the long-run variance of u, at least 1 [K]; nearer to 1 while it rests on few batches."""
         mass = np.maximum(self.power_mass, 1.0)
-        ratio = [self.power[i] / mass * (2 - rate) / rate * np.sqrt(1 + 1 / np.maximum(mass * rate, 1.0)) for i, rate in enumerate(SCALES)]
-        return np.sqrt(np.clip(np.maximum(*ratio), 1.0, 400.0))
+        ratio = [(self.power[i] / mass * (2 - rate) / rate - 1) * mass * rate / (mass * rate + SHRINK) for i, rate in enumerate(SCALES)]
+        return np.sqrt(1 + np.clip(np.maximum(*ratio), 0.0, 400.0))
 
     def sd(self) -> np.ndarray:
         """Standard deviation of the residual, AR part included [K]."""
@@ -145,9 +152,19 @@ class FrontEnd(Arrays):
         tau = (t - (self.origin or 0)) / self.settings.memory
         return float(self.beta[:, column] @ [1.0, tau, z1, z2])
 
-    def _whiten(self, t: int, residual: np.ndarray) -> np.ndarray:
+    def _strange(self, z1: np.ndarray, z2: np.ndarray) -> np.ndarray:
+        """Is z₂, or z₁ where `wary`, more than STRANGE standard deviations from what was learnt [K]?"""
+        rows = np.maximum(self.gram[0, 0], 1.0)
+
+        def far(z: np.ndarray, i: int) -> np.ndarray:
+            mean = self.gram[0, i] / rows
+            return np.abs(z - mean) > STRANGE * np.sqrt(np.maximum(self.gram[i, i] / rows - mean**2, 0.0) + STRANGE_LEAST**2)
+
+        return (far(z2, 3) | (far(z1, 2) & (self.wary > 0))) & (self.gram[0, 0] > 10)
+
+    def _whiten(self, t: int, residual: np.ndarray, least: np.ndarray) -> np.ndarray:
         one, two = self.partials()
-        sd, gap = self.sd(), t - self.last_at
+        sd, gap = np.maximum(self.sd(), least), t - self.last_at
         limit = CONDITION * sd
         near, before = np.clip(self.last1, -limit, limit), np.clip(self.last2, -limit, limit)
         second = (gap == 1) & np.isfinite(before)
@@ -174,7 +191,7 @@ class FrontEnd(Arrays):
         weight = np.where(here, np.clip(n / np.maximum(self.n_typical, 1e-9), 0.0, 1.0), 0.0)
         predicted = self.beta[0] + self.beta[1] * tau + self.beta[2] * z1 + self.beta[3] * z2
         residual = x0 - predicted
-        limit = np.where(self.rows >= 10, HUBER * self.sd(), np.inf)
+        limit = np.where((self.rows >= 10) & ~self._strange(z1, z2), HUBER * self.sd(), np.inf)
         residual = np.clip(residual, -limit, limit)
         row = (np.ones_like(x0), np.full_like(x0, tau), z1, z2)
         weighted = [weight * np.where(here, value, 0.0) for value in row]
@@ -241,3 +258,18 @@ class FrontEnd(Arrays):
         """Take over what `to_state` gave, bit for bit."""
         self.unpack(state)
         self.origin, self.calls, self.times = state["origin"], state["calls"], list(state["times"])
+
+    def go_back(self, state: Mapping[str, Any]) -> None:
+        """Take up the baseline and noise of an earlier `to_state`; streams born since keep theirs. Nothing waits to be learnt."""
+        now = {name: getattr(self, name) for name in self.names()}
+        calls, times, size = self.calls, self.times, self.size
+        self.restore(state)
+        for name, value in now.items():
+            if name in ("ring", "last1", "last2", "last_at"):
+                setattr(self, name, value)
+            else:
+                setattr(self, name, np.concatenate([getattr(self, name), value[..., self.size:]], axis=-1))
+        self.calls, self.times, self.size = calls, times, size
+        self.ring[:, 0] = np.nan
+        self.ring[:, 4] = np.nan
+        self.last1[:] = self.last2[:] = np.nan

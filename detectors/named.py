@@ -27,6 +27,11 @@ class Named:
         """log w·SR of every stream [K]."""
         return np.array(self._log_weights) + self.sr.log_sr
 
+    @property
+    def ln_m(self) -> float:
+        """ln of the weighted average; −inf before the first evidence."""
+        return float(np.logaddexp.reduce(self.contributions())) if self.names else -np.inf
+
     def tick(self, t: int, gains: Mapping[str, float], *, cap: float, ignore: Callable[[str], None]) -> tuple[Evidence, ...]:
         """Tick the streams that have a gain in batch t; `ignore` hears why one was left out."""
         ticking = [name for name in sorted(gains) if self._admit(name, gains[name], ignore)]

@@ -16,6 +16,8 @@ from klaxon.batch_lines import Line, parse_line
 
 FIRST_SHARE = 0.85  # of the budget for the kind of line a file begins with: slices, or plain series
 MAX_SERIES = 2000
+NO_EVIDENCE = -745.0
+"""The score before the first bet: ln of the smallest positive double, since JSON has no infinity."""
 
 
 class Detecting:
@@ -38,7 +40,7 @@ class Detecting:
         self._last: dict[str | None, int] = {}  # stream, None for batches → its last t
         self._clock: deque[tuple[int, float]] = deque(maxlen=64)
         self._names: dict[str, Any] = {}
-        self._answer: dict[str, Any] = {"t": None, "score": None, "alarm": False, "slice": None, "feature": None, "started_at": None}
+        self._answer: dict[str, Any] = {"t": None, "score": NO_EVIDENCE, "alarm": False, "slice": None, "feature": None, "started_at": None}
 
     def take(self, text: str, *, where: str) -> tuple[dict[str, Any], InputError | None]:
         """(answer, why the line was refused or None). A refused line changes nothing: the answer repeats the last with `error`."""
@@ -151,5 +153,5 @@ def parse_cadence_seconds(text: str) -> float:
     return seconds
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float) -> float:
+    return max(value, NO_EVIDENCE)

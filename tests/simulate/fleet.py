@@ -42,12 +42,14 @@ class Fleet:
         template = one.block
         self.keys = template.keys
         self.order = one._order
+        self.entropy = np.full(runs, np.nan)
         self.fleet_at = one._first["fleet"]
         settings = Settings(warmup=self.config.warmup_batches, delay=self.config.delay_batches, memory=self.config.memory_batches)
         self.block = Block(settings, {})
         self.block.families = list(template.families)
         tile = lambda values: np.tile(values, (1,) * (values.ndim - 1) + (runs,))  # noqa: E731
         self.block.front.born(template.size * runs, slope=tile(template.front.slope), floor=tile(template.front.floor))
+        self.block.front.wary = tile(template.front.wary)
         self.block.bets.grow(template.size * runs)
         self.block.bets.shift, self.block.bets.psi = tile(template.bets.shift), tile(template.bets.psi)
         self.block.family, self.block.dead_band = tile(template.family), tile(template.dead_band)
@@ -70,16 +72,18 @@ class Fleet:
         grid = Grid(sums=sums(batch.counts.astype(float)), n_sequences=batch.sequences, lag=batch.lag,
                     surprise=np.full((*batch.lag.shape, 2), np.nan))
         values = grid_values(grid, unsure=np.log(batch.entropy), min_tokens=self.config.min_tokens)
-        columns = [np.full((runs, width), fill) for fill in (np.nan, 0.0, 0.0, 1.0)]
-        for column, value in zip(columns, (values.x, values.z1, values.z2, values.n), strict=True):
+        columns = [np.full((runs, width), fill) for fill in (np.nan, 0.0, 0.0, 1.0, 0.0)]
+        for column, value in zip(columns, (values.x, values.z1, values.z2, values.n, values.least), strict=True):
             column[:, self.order] = value.reshape(runs, -1)
         for run in range(runs):
             counts = batch.counts[run].sum(axis=(0, 1))
             if counts.any():
                 columns[0][run, self.fleet_at] = log_weight_variation(counts) or np.nan
-                columns[0][run, self.fleet_at + FLEET.index("entropy")] = np.log(batch.entropy[run])
-        x, z1, z2, n = (column.ravel() for column in columns)
-        self.block.step(batch.t, x, z1, z2, n, cap=cap)
+                columns[2][run, self.fleet_at] = np.log(batch.entropy[run])
+                columns[0][run, self.fleet_at + FLEET.index("entropy")] = np.log(batch.entropy[run]) - self.entropy[run]
+                self.entropy[run] = np.log(batch.entropy[run])
+        x, z1, z2, n, least = (column.ravel() for column in columns)
+        self.block.step(batch.t, x, z1, z2, n, cap=cap, least=least)
 
     def restart(self, run: int) -> None:
         """Forget the evidence of one run, as after a resolved alarm."""

@@ -2,7 +2,8 @@
 
 Question.    Did this stream rise, fall, spread or begin to flicker, and since when?
 Statistic.   Six bets a stream, each an e-value of one batch. Shifts: exp(m·clip(u − o, ±5) − ψ(m)), o = dead band + doubt
-             of the baseline. Variance: likelihood ratio of a 1.7 times wider normal, u² cut at 25. Burst, for a fault in
+             of the baseline. Variance: likelihood ratio of a 1.7 times wider normal, u² cut at 25
+             (upward u only where only rises count). Burst, for a fault in
              some batches only: 0.7 + 0.3·LR of a shift of 2.5. SR ← (SR + 1)·e for each, in logs.
 Units.       Nats of log evidence. Sizes m in standard deviations of u.
 Guarantee.   E[e] ≤ 1 while u − o has no more exponential moment than a Student-t(8) of standard deviation 1.05 centred at 0
@@ -52,13 +53,14 @@ def log_normaliser(shift: float) -> float:
     return float(np.log(np.sum(p * np.exp(shift * np.clip(u, -CLIP, CLIP)))))
 
 
-def _variance_normaliser() -> float:
+def _variance_normaliser(one_sided: bool) -> float:
     u, p = _null()
+    u = np.maximum(u, 0.0) if one_sided else u
     return float(np.log(np.sum(p * np.exp(VARIANCE_RATE * np.minimum(u**2, CLIP**2)))))
 
 
 VARIANCE_RATE = 0.5 * (1 - 1 / WIDER**2)
-VARIANCE_PSI = _variance_normaliser()
+VARIANCE_PSI = {one_sided: _variance_normaliser(one_sided) for one_sided in (True, False)}
 BURST_PSI = log_normaliser(BURST_SHIFT)
 
 
@@ -95,12 +97,12 @@ class Bets(Arrays):
         sided = np.sign(self.shift) * u - off
         np.clip(sided, -CLIP, CLIP, out=sided)
         out[:4] = np.abs(self.shift) * sided - self.psi
-        np.multiply(np.minimum(u * u, CLIP**2), VARIANCE_RATE, out=out[4])
-        out[4] -= VARIANCE_PSI
+        one_sided = self.shift[1] > 0
+        np.multiply(np.minimum(np.where(one_sided, np.maximum(u, 0.0), u) ** 2, CLIP**2), VARIANCE_RATE, out=out[4])
+        out[4] -= np.where(one_sided, VARIANCE_PSI[True], VARIANCE_PSI[False])
         up, down = sided[0], sided[1]  # the same side for "up", both sides for the rest
         best = np.maximum(up, down)
-        # max of two sides: halve the chance of each
-        halved = np.where(self.shift[1] < 0, math.log(2.0), 0.0)
+        halved = np.where(one_sided, 0.0, math.log(2.0))
         out[5] = np.log((1 - BURST_SHARE) + BURST_SHARE * np.exp(BURST_SHIFT * best - BURST_PSI - halved))
         return out
 

@@ -35,7 +35,7 @@ class Values:
     z1: np.ndarray
     z2: np.ndarray
     n: np.ndarray
-    least: np.ndarray  # smallest standard deviation believable: what one more counted token changes
+    least: np.ndarray  # smallest standard deviation believable: that of a log of Poisson counts
 
 
 def grid_values(grid: Grid, *, unsure: np.ndarray | float = np.nan, min_tokens: int) -> Values:
@@ -104,12 +104,12 @@ def _log_unsure(side: np.ndarray) -> np.ndarray:
 
 
 def _least(own: np.ndarray) -> np.ndarray:
-    """log((λ + 2)/(λ + 1)) for the rates, λ = the count expected on the contrast's own side at the fleet's rate; else 0."""
+    """1/√(λ + 2) for the rates, λ = the count expected on the contrast's own side at the fleet's rate; 0 for the others."""
     whole = own[..., :1, :]
     share = own[..., 0] / np.maximum(whole[..., 0], 1.0)
     out = np.zeros((*own.shape[:-1], len(FEATURES)))
     for name, column in COUNTED.items():
-        out[..., FEATURES.index(name)] = np.log1p(1.0 / (share * whole[..., column] + 1.0))
+        out[..., FEATURES.index(name)] = 1.0 / np.sqrt(share * whole[..., column] + 2.0)
     return out
 
 

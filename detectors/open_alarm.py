@@ -74,7 +74,8 @@ class OpenAlarm:
             old = self.elsewhere.shape[1] if self.elsewhere.ndim == 2 else 0
             grown[:, :old] = self.elsewhere if old else grown[:, :0]
             self.elsewhere = grown
-        apart = block.told & np.array([_apart(here, battery.slice_of(key)) for key in block.keys])
+        one_sided = block.bets.shift[1] > 0  # a fault elsewhere moves the rest of a contrast down, never up
+        apart = block.told & one_sided & np.array([_apart(here, battery.slice_of(key)) for key in block.keys])
         self.elsewhere[:, apart] = np.logaddexp(self.elsewhere[:, apart], 0.0) + block.gain[:, apart]
         worth = block.log_weight + np.logaddexp.reduce(self.elsewhere, axis=0) - math.log(len(self.elsewhere))
         if float(np.logaddexp.reduce(worth)) < self.ln_a + math.log(4.0):

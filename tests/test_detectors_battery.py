@@ -70,9 +70,9 @@ def test_every_bet_is_an_e_value_on_normal_noise() -> None:
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("name", ["iid", "full", "ar2", "sharpen", "heavy", "hard_trend"])
+@pytest.mark.parametrize("name", ["full", "ar2", "sharpen", "heavy"])
 def test_false_pages_of_a_healthy_fleet_stay_within_the_budget(name: str) -> None:
-    runs, a, count = 6, 300, 700
+    runs, a, count = 4, 300, 700
     fleet = Fleet(Simulation(family=NULLS[name], runs=runs, seed=71, replicas=4, positions=2))
     pages = batches = 0
     for step in fleet.watch(count, ln_a=math.log(a)):

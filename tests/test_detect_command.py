@@ -115,3 +115,12 @@ def test_the_summary_is_json_when_asked(tmp_path: Path) -> None:
 
 def test_cadences_are_read_in_words() -> None:
     assert [parse_cadence_seconds(text) for text in ("120", "2 min", "90s", "1 hour", "0.5 minutes")] == [120, 120, 90, 3600, 30]
+
+
+def test_a_backtest_reads_batch_lines_too(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("")
+    lines = written(tmp_path / "batches.jsonl", [*GOOD, {"t": 1, "minute": 2, "slices": []}])
+    result = CliRunner().invoke(app(["backtest"]), ["backtest", lines, "--config", str(tmp_path / "config.toml"), "--json"])
+    found = json.loads(result.stdout)
+    assert result.exit_code == 1 and [page["slice"] for page in found["pages"]] == [{"replica": "1"}]
+    assert len(found["refused"]) == 1 and found["batches"] == len(GOOD)

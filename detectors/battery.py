@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from detectors.bets import BETS
-from detectors.block import Block
+from detectors.block import FIRST_COHORT, Block
 from detectors.config import BatteryConfig, DetectorsConfig
 from detectors.contrasts import Grid, Values, grid_values, two_sides
 from detectors.features import BENT, FEATURES, GIVEN, MEANING, SLOPES, sums
@@ -34,13 +34,30 @@ SHARES = {"global": 0.32, "replica": 0.22, "position": 0.18, "cell": 0.14, "vers
 FLEET = ("ess", "entropy", "reward")
 MAX_REPLICAS = 2048
 TOKENS_A_SEQUENCE = 64.0  # where a slice does not say how many sequences it holds
-NEAR_NATS = 20.0
+NEAR_NATS = 6.0
 F = len(FEATURES)
 
 
 def planned_weight(config: DetectorsConfig) -> float:
     """The weight of one bet of the global stream of log mean |d|, as `klaxon plan` reckons with it."""
-    return config.weights.battery * SHARES["global"] / 2 / F / BETS
+    return config.weights.battery * SHARES["global"] * FIRST_COHORT / F / BETS
+
+
+def leading_column(keys: Sequence[str], worth: np.ndarray) -> int | None:
+    """The stream to name: the best of the slice that leads. None before the first evidence.
+
+    Slices within NEAR_NATS of the largest compete by how special they are: a fault of one replica also moves the fleet, but
+    a fault of the fleet cancels in every contrast.
+    """
+    slices: dict[str, list[int]] = {}
+    for column in np.flatnonzero(worth > worth.max(initial=-np.inf) - 3 * NEAR_NATS).tolist():
+        slices.setdefault(keys[column].split(":", 2)[2], []).append(column)
+    if not slices:
+        return None
+    total = {where: float(np.logaddexp.reduce(worth[columns])) for where, columns in slices.items()}
+    near = [where for where, value in total.items() if value >= max(total.values()) - NEAR_NATS]
+    best = max(near, key=lambda where: (len(Battery.slice_of(f"::{where}")), total[where]))
+    return max(slices[best], key=lambda column: float(worth[column]))
 
 
 class Battery:
@@ -93,15 +110,8 @@ class Battery:
         return int((np.abs(front.ring[(front.calls - 1) % front.settings.delay][4])[self.block.told] > limit).sum())
 
     def leading(self) -> int | None:
-        """The column that contributes most, of the slice that contributes most; None before the first evidence."""
-        worth = self.block.contributions()
-        if not np.isfinite(worth).any():
-            return None
-        slices: dict[str, list[int]] = {}
-        for column in np.flatnonzero(worth > worth.max() - NEAR_NATS).tolist():
-            slices.setdefault(self.block.keys[column].split(":", 2)[2], []).append(column)
-        best = max(slices.values(), key=lambda columns: float(np.logaddexp.reduce(worth[columns])))
-        return max(best, key=lambda column: float(worth[column]))
+        """The leading column (`leading_column`); None before the first evidence."""
+        return leading_column(self.block.keys, self.block.contributions())
 
     def affected(self, batches: int, *, rate: float) -> list[dict[str, str]]:
         """Slices whose streams have evidence of their own, by e-BH at this false discovery rate; largest first.

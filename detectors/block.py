@@ -1,8 +1,8 @@
 """A block: streams with one front end, six bets each, and weights fixed at their first bet.
 
 Weights. Every family of streams (say replica contrasts) has a share of the block's share. Streams that begin to bet in the
-same batch are one cohort: the j-th cohort of a family gets 1/(j(j+1)) of its share, split equally. These parts add up to
-at most 1, whatever comes later; the share of a stream that leaves is dropped, never handed on.
+same batch are one cohort: the first cohort of a family gets 3/4 of its share, the one j after it 1/4 · 1/(j(j+1)), split
+equally. These parts add up to at most 1, whatever comes later; the share of a stream that leaves is dropped, never handed on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from detectors.bets import Bets
 from detectors.frontend import FrontEnd, Settings
 
+FIRST_COHORT = 0.75
 TOP = 20
 """Streams of a block whose evidence is stored a batch."""
 
@@ -84,7 +85,7 @@ class Block:
             count = int(members.sum())
             if count:
                 j = self._cohorts[name] = self._cohorts.get(name, 0) + 1
-                share = self.shares.get(name, 0.0) / (j * (j + 1))
+                share = self.shares.get(name, 0.0) * (FIRST_COHORT if j == 1 else (1 - FIRST_COHORT) / (j * (j - 1)))
                 with np.errstate(divide="ignore"):
                     self.log_weight[members] = np.log(share / count)
 

@@ -39,7 +39,7 @@ class BatteryConfig(BaseModel):
 
     warmup_batches: int = Field(140, ge=20, description="batches learnt from before the first bet, delay_batches apart; shown as learning")
     delay_batches: int = Field(30, ge=1, description="a batch teaches the baseline only this many batches later")
-    memory_batches: int = Field(400, ge=40, description="the baseline forgets with this time constant")
+    memory_batches: int = Field(800, ge=40, description="the baseline forgets with this time constant")
     dead_band_ratio: float = Field(1.01, ge=1, description="a rise of mean |d| by less than this factor is not worth a page")
     min_tokens: int = Field(50, ge=1, description="a slice with fewer scored tokens in a batch is left out of it")
 

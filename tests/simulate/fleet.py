@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detectors.battery import FLEET, SHARES, Battery, F
+from detectors.battery import FLEET, SHARES, Battery, F, leading_column
 from detectors.bets import BETS
-from detectors.block import Block
+from detectors.block import FIRST_COHORT, Block
 from detectors.config import BatteryConfig
 from detectors.contrasts import Grid, grid_values
 from detectors.features import log_weight_variation, sums
@@ -53,7 +53,7 @@ class Fleet:
         self.block.bets.grow(template.size * runs)
         self.block.bets.shift, self.block.bets.psi = tile(template.bets.shift), tile(template.bets.psi)
         self.block.family, self.block.dead_band = tile(template.family), tile(template.dead_band)
-        parts = [SHARES[template.families[i]] * 0.85 / 2 / int((template.family == i).sum()) for i in template.family]
+        parts = [SHARES[template.families[i]] * 0.85 * FIRST_COHORT / int((template.family == i).sum()) for i in template.family]
         self.weights = tile(np.log(parts))
         self.block.log_weight = self.weights.copy()
         self.block.keys = list(self.keys) * runs
@@ -92,11 +92,7 @@ class Fleet:
 
     def leading(self, worth: np.ndarray) -> int:
         """The leading column of one run, as Battery.leading says it."""
-        slices: dict[str, list[int]] = {}
-        for column, key in enumerate(self.keys):
-            slices.setdefault(key.split(":", 2)[2], []).append(column)
-        best = max(slices.values(), key=lambda columns: float(np.logaddexp.reduce(worth[columns])))
-        return max(best, key=lambda column: float(worth[column]))
+        return leading_column(self.keys, worth) or 0
 
 
 __all__ = ["BETS", "F", "Fleet", "Look", "Step"]

@@ -16,37 +16,33 @@ class WeightsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    self_bets: float = Field(0.3, ge=0, le=1, description="share of the budget for self-bets (tier 0)")
-    explanations: float = Field(0.3, ge=0, le=1, description="share for betting explanations (tier 2)")
-    battery: float = Field(0.3, ge=0, le=1, description="share for the battery (tiers 1 and 2)")
-    reserve: float = Field(0.1, ge=0, le=1, description="share kept for streams born later")
+    self_bets: float = Field(0.2, ge=0, le=1, description="share of the budget for self-bets (tier 0)")
+    explanations: float = Field(0.2, ge=0, le=1, description="share for betting explanations (tier 2)")
+    battery: float = Field(0.22, ge=0, le=1, description="share for the battery (tiers 1 and 2)")
+    trainer_metrics: float = Field(0.05, ge=0, le=1, description="share for the trainer's own metrics")
+    requests: float = Field(0.04, ge=0, le=1, description="share for streams about single requests")
+    reserve: float = Field(0.04, ge=0, le=1, description="share kept for self-bets and explanations born later")
+
+    second_pages: float = Field(0.25, ge=0, le=1, description="share kept for second pages of an open incident")
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
-        total = self.self_bets + self.explanations + self.battery + self.reserve
+        total = self.self_bets + self.explanations + self.battery + self.trainer_metrics + self.requests + self.reserve + self.second_pages
         if total > 1 + 1e-9:
             raise ValueError(f"the shares add up to {total:g}; they must add up to 1 or less, or the budget is overspent")
         return self
 
 
 class BatteryConfig(BaseModel):
-    """The battery: one stream on log mean |d|, conditioned on how sure the policy is."""
+    """The battery: contrasts of the mismatch over replicas, positions and versions, beyond what certainty explains."""
 
     model_config = ConfigDict(extra="forbid")
 
-    warmup_batches: int = Field(60, ge=10, description="batches learnt from before the first bet; shown as learning")
+    warmup_batches: int = Field(140, ge=20, description="batches learnt from before the first bet, delay_batches apart; shown as learning")
     delay_batches: int = Field(30, ge=1, description="a batch teaches the baseline only this many batches later")
-    memory_batches: int = Field(300, ge=20, description="the baseline forgets with this time constant")
-    shifts: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="bet on shifts of this many standard deviations")
-    dead_band_ratio: float = Field(1.1, ge=1, description="a rise of mean |d| by less than this factor is not worth a page")
-    min_tokens: int = Field(50, ge=1, description="a batch with fewer scored tokens is treated as missing")
-
-    @field_validator("shifts")
-    @classmethod
-    def _positive(cls, shifts: tuple[float, ...]) -> tuple[float, ...]:
-        if not shifts or min(shifts) <= 0 or max(shifts) > 4 or len(set(shifts)) < len(shifts):
-            raise ValueError("give distinct shifts above 0 and up to 4 standard deviations")
-        return shifts
+    memory_batches: int = Field(800, ge=40, description="the baseline forgets with this time constant")
+    dead_band_ratio: float = Field(1.01, ge=1, description="a rise of mean |d| by less than this factor is not worth a page")
+    min_tokens: int = Field(50, ge=1, description="a slice with fewer scored tokens in a batch is left out of it")
 
 
 class FactsConfig(BaseModel):

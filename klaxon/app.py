@@ -24,6 +24,7 @@ from collector.sources.trainer_logprobs import parse_trainer_word
 from collector.store import Store
 from detectors.bank import Bank
 from klaxon.api import build_api
+from klaxon.bank_state import load
 from klaxon.batches import BatchBuilder
 from klaxon.canary import Canary
 from klaxon.chores import schedule
@@ -111,14 +112,20 @@ class Daemon:
 
     def _replay(self) -> int:
         """Take up the evidence where the last daemon of this run left it; returns the next batch number."""
-        t = -1
+        folder, detectors = Path(self.config.run.dir), self.config.detectors
+        kept, why = load(folder, detectors, batch_seconds=self.config.daemon.batch_seconds)
+        self.bank = kept or self.bank
+        if why:
+            self.say("detector", why, {})
+        t = self.bank.last_t if self.bank.last_t is not None else -1
         events = [json.loads(data) for (data,) in self.store.query("SELECT data FROM events WHERE kind = 'resolved'")]
         resolved = {event["t"] for event in events if event["fingerprint"].endswith("/mismatch")}
-        for batch in self.store.read_batches():
+        for batch in self.store.read_batches(start=t + 1):
             self.bank.update(batch)
             t = batch.t
             if t in resolved:
                 self.bank.resolve(t)
+        self.bank.notices.clear()  # told when they happened
         if t >= 0:
             self.say("daemon", f"Klaxon took up the run at batch {t + 1}", {})
         return t + 1

@@ -12,6 +12,7 @@ from collector.errors import KlaxonError
 COMMANDS = {
     "run": "klaxon.commands.run", "demo": "klaxon.commands.demo", "look": "klaxon.commands.look",
     "check": "klaxon.commands.check", "plan": "klaxon.commands.plan", "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
+    "detect": "klaxon.commands.detect", "replay": "klaxon.commands.replay", "backtest": "klaxon.commands.backtest",
     "export": "klaxon.commands.export", "status": "klaxon.commands.status",
     "proxy": "klaxon.commands.proxy", "receive-weights": "klaxon.commands.receive_weights",
     "reference": "klaxon.commands.reference", "compare": "klaxon.commands.compare",

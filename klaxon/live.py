@@ -48,7 +48,7 @@ class Live:
             "run": daemon.config.run.name, "tier": self.tier, "now": now, "started_at": daemon.started_at,
             "heartbeat_at": self.heartbeat_at, "verdict": verdict, "verdict_text": text,
             "budget": daemon.config.detectors.false_alarms, "ln_m": _finite(bank.ln_m), "ln_a": bank.ln_a,
-            "learning": bank.learning, "batch_seconds": daemon.config.daemon.batch_seconds,
+            "learning": bank.learning, "honesty": bank.honesty(), "batch_seconds": daemon.config.daemon.batch_seconds,
             "t": watch.last_batch.t if watch.last_batch else None, "taps": daemon.taps.listing(now),
             "engine": {**daemon.taps.engine_config(), **daemon.probe.facts,
                        "url": daemon.config.engine.url, "reachable_at": daemon.probe.reachable_at},

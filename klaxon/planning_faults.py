@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from detectors import battery, betting, budget, self_bets
+from detectors import battery, bets, betting, budget, self_bets
 from detectors.config import DetectorsConfig
 from detectors.streams import Weights
 
@@ -81,7 +81,7 @@ def delay(fault: Fault, *, scored: float, seen: float, tokens: float, batch_seco
     ln_a, weights = budget.ln_a(config.false_alarms, batch_seconds=batch_seconds), Weights(config)
     found = []
     for stream, gain in {**_self_bets(fault, seen, tokens, config), **_bets(fault, scored, tokens, config), **_battery(fault, scored, config)}.items():
-        weight = weights.birth(stream)
+        weight = battery.planned_weight(config) if stream.startswith("battery") else weights.birth(stream)
         if weight and gain > 0:
             found.append(Delay(fault=fault, batches=batches(gain, weight=weight, ln_a=ln_a), stream=stream, nats_a_batch=gain))
     return min(found, key=lambda one: (one.batches, -one.nats_a_batch), default=Delay(fault=fault, batches=None, stream="", nats_a_batch=0.0))
@@ -133,7 +133,5 @@ def _battery(fault: Fault, scored: float, config: DetectorsConfig) -> dict[str, 
         return {}
     level = fault.share * fault.before + (1 - fault.share) * FLOOR_NATS
     sd = math.sqrt(SPREAD**2 + ROLLOUT_SPREAD**2 / scored)
-    u = min(battery.CLIP, (math.log(level / FLOOR_NATS) - math.log(config.battery.dead_band_ratio)) / sd)
-    shifts = config.battery.shifts
-    psi: Callable[..., np.ndarray] = battery.log_normalisers
-    return {battery.stream(shift): shift * u - float(cost) for shift, cost in zip(shifts, psi(shifts), strict=True)}
+    u = min(bets.CLIP, (math.log(level / FLOOR_NATS) - math.log(config.battery.dead_band_ratio)) / sd)
+    return {f"battery:mean:global:{size:g}": size * u - bets.log_normaliser(size) for size in bets.SHAPES["up"]}

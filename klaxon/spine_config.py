@@ -31,7 +31,7 @@ class DaemonConfig(BaseModel):
     tls_cert: str = Field("", description="certificate (PEM) for taps on other machines; with tls_key the port speaks https, the socket stays as it is")
     tls_key: str = Field("", description="its private key (PEM, a mounted secret)")
     batch_seconds: float = Field(120.0, gt=0, description="length of one batch: the tick of every detector, seconds")
-    recovery_batches: int = Field(10, ge=1, description="an alarm resolves when a fresh detector sees nothing in this many batches (or twice the alarm's own delay, if longer)")
+    recovery_batches: int = Field(10, ge=1, description="an alarm resolves when its leading stream is back where it was, at the earliest this many batches after it")
     watermark_seconds: float = Field(10.0, ge=0, description="how long a batch waits for late rollouts after its end, seconds")
 
 

@@ -11,6 +11,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from alerts.service import Alerts
@@ -22,6 +23,7 @@ from collector.store import Store
 from detectors import contract
 from detectors.bank import Bank
 from detectors.hardfacts import Observation, facts
+from klaxon.bank_state import EVERY_BATCHES, save
 from klaxon.batches import BatchBuilder
 from klaxon.config import Config
 from klaxon.filing import SEEN
@@ -66,7 +68,6 @@ class Watch(threading.Thread):
         self._statistical: Drift | None = None  # the statistical alarm that is firing
         self._clean_levels: deque[float] = deque(maxlen=CLEAN_LEVELS)
         self._recent: deque[BatchStats] = deque(maxlen=200)
-        self._since_alarm: deque[BatchStats] = deque(maxlen=200)
         self._noted: dict[tuple[str, tuple], Fact] = {}  # facts seen since the last batch closed
         self._facts_seen: dict[str, int] = {}  # fingerprint of a fact's open incident → last batch in which it held
         self._unstored: deque[tuple[BatchStats, tuple[Evidence, ...], float]] = deque(maxlen=UNSTORED_BATCHES)
@@ -118,9 +119,10 @@ class Watch(threading.Thread):
         self._remember_level(batch)
         self._page([self._sized(drift) for drift in drifts], now, closed_at=batch.closed_at)
         self._release_facts(batch, now)
-        if self._statistical is not None and not batch.missing:
-            self._since_alarm.append(batch)
-            self._recover(self._statistical, batch, now)
+        if not batch.missing:
+            self._recover(batch, now)
+        self._say_notices(batch)
+        self._save(batch)
         self.hooks.after_batch()
 
     def _flush(self) -> None:
@@ -207,7 +209,6 @@ class Watch(threading.Thread):
             self.hooks.say("alarm", drift.text, {"stream": drift.stream, "t": drift.alarm_t})
         for drift in statistical:
             self._statistical = drift
-            self._since_alarm.clear()
             self.hooks.diagnose(drift)
 
     def _release_facts(self, batch: BatchStats, now: float) -> None:
@@ -224,24 +225,30 @@ class Watch(threading.Thread):
                 del self._facts_seen[incident.fingerprint]
                 self._resolve(incident.fingerprint, batch, now, f"{drift.stream} has not held for {absent} batches")
 
-    def _recover(self, drift: Drift, batch: BatchStats, now: float) -> None:
-        """Resolve when a fresh detector on the last batches sees nothing, over at least twice the alarm's own delay."""
-        wanted = max(self.config.daemon.recovery_batches, 2 * (drift.alarm_t - drift.change_t[1] + 1))
-        recent = list(self._since_alarm)[-wanted:]
-        if len(recent) < wanted:
+    def _recover(self, batch: BatchStats, now: float) -> None:
+        """Resolve when the bank's mirrored detector says that the leading stream is back, and stays back for a while."""
+        alarm = self.bank.alarm
+        if alarm is None or not self.bank.recovered or batch.t - alarm[0] < self.config.daemon.recovery_batches:
             return
-        fresh = Bank(self.config.detectors, batch_seconds=self.config.daemon.batch_seconds)
-        for past in recent:
-            fresh.update(replace(past, facts=()))
-            if fresh.ln_m > fresh.ln_a / 4:
-                return
         for incident in self.alerts.open_incidents():
             if incident.drifts[0].kind == "statistical":
-                why = f"a fresh detector over the last {wanted} batches sees no mismatch"
-                self._resolve(incident.fingerprint, batch, now, why)
+                self._resolve(incident.fingerprint, batch, now, f"{alarm[1]} is back where it was before the change")
         self.bank.resolve(batch.t)
         self._statistical = None
-        self._since_alarm.clear()
+
+    def _say_notices(self, batch: BatchStats) -> None:
+        while self.bank.notices:
+            self.hooks.say("detector", self.bank.notices.pop(0), {"t": batch.t})
+
+    def _save(self, batch: BatchStats) -> None:
+        """Keep the bank's state, so that a restart need not replay a month of batches; never ahead of what is stored."""
+        if batch.t % EVERY_BATCHES or self._unstored:
+            return
+        try:
+            save(self.bank, Path(self.config.run.dir), self.config.detectors)
+        except OSError as error:
+            self.counts["state_errors"] += 1
+            log.error("the detectors' state is not saved: %s", error)
 
     def _resolve(self, fingerprint: str, batch: BatchStats, now: float, why: str) -> None:
         log.warning("RESOLVED %s: %s", fingerprint, why)

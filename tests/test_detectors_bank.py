@@ -100,9 +100,9 @@ def test_weights_of_any_streams_add_up_to_at_most_the_whole_budget() -> None:
     names += [f"explain:{cause}:{fraction:g}" for cause in ("raw_logprobs", "stale_weights") for fraction in CONFIG.bet_fractions]
     names += [f"explain:temperature:{i}:{fraction:g}" for i in range(50) for fraction in CONFIG.bet_fractions]
     names += [f"explain:stale_prefix_cache{v}:{fraction:g}" for v in ("", ":oldest") for fraction in CONFIG.bet_fractions]
-    names += [f"battery:log_abs_d:{shift:g}" for shift in CONFIG.battery.shifts]
-    names += [f"self_bet:+{i}" for i in range(5, 50)] + [f"battery:new:{i}" for i in range(50)]
-    total = sum(weights.birth(name) or 0.0 for name in names)
+    names += [f"self_bet:+{i}" for i in range(5, 50)] + [f"requests:new:{i}" for i in range(50)]
+    names += [f"trainer_metrics:new:{i}" for i in range(50)]
+    total = sum(weights.birth(name) or 0.0 for name in names) + CONFIG.weights.battery + CONFIG.weights.second_pages
     assert 0.95 < total <= 1.0
 
 
@@ -111,7 +111,7 @@ def test_a_stream_keeps_the_weight_of_its_birth() -> None:
     first = bank.update(batch(0, {"explain:temperature:0.8:0.3": 0.1}))[0][0].weight
     bank.update(batch(1, {f"explain:temperature:{i}:0.3": 0.1 for i in range(20)}))
     (again,) = bank.update(batch(2, {"explain:temperature:0.8:0.3": 0.1}))[0]
-    assert again.weight == first == pytest.approx(0.3 / 4 / 2 / 9)
+    assert again.weight == first == pytest.approx(0.2 / 4 / 2 / 9)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_stream_keeps_the_weight_of_its_birth() -> None:
         ("self_bet:-0.1", "raw_logprobs"),
         ("explain:stale_prefix_cache:oldest:0.3", "stale_prefix_cache"),
         ("explain:stale_weights:0.8", "stale_weights"),
-        ("battery:log_abs_d:2", "unexplained"),
+        ("battery:mean:replica=e0", "unexplained"),
         ("nonfinite_logprobs", "non_finite"),
         ("engine_unreachable", "unexplained"),
     ],

@@ -1,141 +1,199 @@
-"""The battery follows a healthy floor down and up, and hears a step above it."""
+"""The battery keeps its promise on healthy fleets and hears faults where they are. Simulated fleets: tests/simulate."""
 
 import json
-from collections.abc import Iterator
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from collector import signals
-from collector.records import BatchStats, Rollout, Score, SliceStats
-from detectors import evaluate
+from collector.metric_values import PUBLIC_EDGES
+from collector.records import BatchStats, SliceStats
 from detectors.bank import Bank
-from detectors.battery import CLIP, Battery, features, log_normalisers
+from detectors.battery import Battery
+from detectors.bets import SHAPES, Bets, log_normaliser
 from detectors.config import BatteryConfig, DetectorsConfig
+from detectors.contrasts import Grid, grid_values
+from detectors.features import FEATURES, features, sums
+from detectors.looks import Cell, Look, of_batch
+from tests.simulate.fleet import Fleet
+from tests.simulate.streams import FAULTS, NULLS, Simulation, rows
 
-CONFIG = DetectorsConfig()
-EMPTY = np.zeros(signals.EDGES.size - 1, np.int64)
-
-
-def batch(t: int, mean_abs_d: float, mean_surprise: float, tokens: int = 3000, mean_d: float = 0.0) -> BatchStats:
-    sums = dict.fromkeys(signals.SUMS, 0.0)
-    sums |= {"abs_d": mean_abs_d * tokens, "engine_logprob": -mean_surprise * tokens, "d": mean_d * tokens}
-    whole = SliceStats(
-        replica="e0", position="0-1k", version="1", cached=None, n_tokens=tokens, n_sequences=tokens / 60,
-        hist_pos=EMPTY, hist_neg=EMPTY, sums=sums,
-    )
-    return BatchStats(t=t, opened_at=120.0 * t, closed_at=120.0 * (t + 1), slices=(whole,), counts={"seen": tokens // 60})
+CONFIG = BatteryConfig()
 
 
-def run_of_a_policy(
-    seed: int, count: int, *, log_surprise_end: float = -3.4, phi: float = 0.5, slope: float = 1.0,
-    step: tuple[int, float] | None = None,
-) -> Iterator[BatchStats]:
-    """Mean |d| = .03 · surprise^slope with heavy-tailed AR(1) noise; the surprise moves by `log_surprise_end` over two
-    thirds of the run; 2 % of the batches are missing; from batch step[0] on mean |d| is step[1] times as large."""
-    rng = np.random.default_rng(seed)
-    wobble = 0.0
-    for t in range(count):
-        wobble = phi * wobble + 0.12 * np.sqrt((1 - phi**2) * 3 / 5) * rng.standard_t(5)
-        log_surprise = -0.1 + log_surprise_end * min(1.0, 1.5 * t / count) + 0.08 * rng.normal()
-        log_d = np.log(0.03) + slope * log_surprise + wobble
-        if step is not None and t >= step[0]:
-            log_d += np.log(step[1])
-        tokens = int(rng.integers(500, 6000))
-        missing = rng.random() < 0.02
-        yield BatchStats(t=t, opened_at=t, closed_at=t + 1) if missing else batch(t, np.exp(log_d), np.exp(log_surprise), tokens)
+def look(row: dict) -> Look:
+    cells = [Cell(replica=str(s["replica"]), position=str(s["pos"]), counts=np.array(s["hist_pos"] + s["hist_neg"]),
+                  n_sequences=s["n_seq"], lag=s["lag"]) for s in row["slices"]]
+    return Look(t=row["t"], cells=tuple(cells), unsure=math.log(row["entropy"]))
 
 
-def watch(batches: Iterator[BatchStats]) -> evaluate.Run:
-    return evaluate.run(batches, CONFIG, batch_seconds=120)
+def test_features_of_a_histogram_are_those_of_its_tokens() -> None:
+    d = np.random.default_rng(0).standard_t(2, 40_000) * 0.05
+    sides = [np.histogram(np.abs(d[side]), PUBLIC_EDGES)[0] for side in (d >= 0, d < 0)]
+    found = dict(zip(FEATURES, features(sums(np.concatenate(sides).astype(float))).tolist(), strict=True))
+    assert found["mean"] == pytest.approx(math.log(np.abs(d).mean()), abs=0.1)
+    assert found["clip"] == pytest.approx(math.log((np.sum(np.abs(d) >= 0.2) + 0.5) / (d.size + 1)))
+    assert found["tail3"] == pytest.approx(math.log((np.sum(np.abs(d) >= 3) + 1) / (d.size + 2)))
+    far = d[np.abs(d) >= 1e-3]
+    assert found["sign"] == pytest.approx((np.sum(far > 0) - np.sum(far < 0)) / (far.size + 1))
+    assert np.isnan(features(np.zeros(8))).all()
 
 
-@pytest.mark.statistical
-@pytest.mark.parametrize("log_surprise_end", [-3.4, 0.0, 1.2])
-@pytest.mark.parametrize("slope", [0.8, 1.0])
-def test_a_floor_that_follows_the_policy_thirty_fold_down_or_up_is_no_alarm(log_surprise_end: float, slope: float) -> None:
-    for seed in range(2):
-        watched = watch(run_of_a_policy(seed, 900, log_surprise_end=log_surprise_end, slope=slope))
-        assert watched.drifts == ()
-        assert max(watched.ln_m) < 8
+def test_a_change_of_one_replica_moves_its_own_contrast_and_no_cell() -> None:
+    counts = np.tile(np.array([400, 300, 200, 100, 50, 20, 5, 5, 2, 1, 0, 0] * 2, float), (4, 3, 1))
+    counts[2] = np.roll(counts[2], 1, axis=-1)
+    shape = counts.shape[:2]
+    values = grid_values(Grid(sums=sums(counts), n_sequences=np.ones(shape), lag=np.zeros(shape), surprise=np.full((*shape, 2), np.nan)), min_tokens=50)
+    mean = values.x[:, 0]
+    assert np.nanargmax(mean[1:5]) == 2 and mean[3] > 0.5
+    assert np.abs(mean[8:]).max() < 1e-9, "the replica explains its cells"
+
+
+def test_normalisers_allow_for_heavier_tails_than_the_normal() -> None:
+    draws = np.random.default_rng(1).standard_t(8, 400_000) * 1.05 / math.sqrt(8 / 6)
+    for m in (0.4, 0.8, 1.6):
+        assert math.log(np.exp(m * np.clip(draws, -5, 5)).mean()) == pytest.approx(log_normaliser(m), abs=0.05)
+        assert m**2 / 2 < log_normaliser(m) < 5 * m
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("phi", [0.0, 0.5, 0.9])
-def test_a_threefold_step_late_in_a_sharp_run_is_heard_within_a_few_batches(phi: float) -> None:
-    for seed in range(2):
-        watched = watch(run_of_a_policy(seed, 760, phi=phi, step=(750, 3.0)))
-        (page,) = watched.drifts
-        assert page.stream.startswith("battery:log_abs_d:")
-        assert 750 <= page.alarm_t <= 755
-        assert page.change_t[0] <= 751
+def test_every_bet_is_an_e_value_on_normal_noise() -> None:
+    bets = Bets()
+    bets.born([kind for kind in SHAPES for _ in range(3000)])
+    u = np.random.default_rng(2).normal(size=(10, bets.size))
+    e = np.exp(np.stack([bets.gains(row, np.zeros(bets.size)) for row in u]))
+    for kind, part in enumerate(SHAPES):
+        mean = e[:, :, kind * 3000:(kind + 1) * 3000].mean(axis=(0, 2))
+        assert (mean <= 1).all(), part
 
 
 @pytest.mark.statistical
-def test_e_values_of_a_healthy_wobbling_run_average_below_one() -> None:
-    bank = Bank(CONFIG, batch_seconds=120)
-    gains = [e.gain for seed_batch in run_of_a_policy(11, 1500, phi=0.8) for e in bank.update(seed_batch)[0]]
-    assert len(gains) > 3 * 1200
-    assert np.exp(gains).mean() < 1
+@pytest.mark.parametrize("name", ["full", "ar2", "sharpen", "heavy"])
+def test_false_pages_of_a_healthy_fleet_stay_within_the_budget(name: str) -> None:
+    runs, a, count = 4, 300, 700
+    fleet = Fleet(Simulation(family=NULLS[name], runs=runs, seed=71, replicas=4, positions=2))
+    pages = batches = 0
+    for step in fleet.watch(count, ln_a=math.log(a)):
+        batches += runs * bool(fleet.block.told.any())
+        for run in np.flatnonzero(step.ln_m >= math.log(a)):
+            pages += 1
+            fleet.restart(run)
+    assert batches > runs * 500, "betting begins within 200 batches"
+    low, _ = stats.binomtest(pages, batches).proportion_ci(0.99)
+    assert low <= 1 / a and pages <= 1.2 * batches / a
 
 
-def test_every_bet_is_bounded_and_pays_for_heavy_tails() -> None:
-    shifts = CONFIG.battery.shifts
-    psi = log_normalisers(shifts)
-    draws = np.clip(np.random.default_rng(0).standard_t(4, 200_000) * 1.25 / np.sqrt(2), -CLIP, CLIP)
-    for shift, normaliser in zip(shifts, psi, strict=True):
-        assert np.log(np.exp(shift * draws).mean()) == pytest.approx(normaliser, abs=0.05)
-        assert shift**2 / 2 < normaliser < shift * CLIP
+@pytest.mark.statistical
+@pytest.mark.parametrize(("name", "within", "where"), [
+    ("global x2", 8, {"global", "fleet"}), ("replica x2", 10, {"replica=3"}), ("position x2", 10, {"position=1"}),
+    ("clip 2 to 4 %", 10, {"global"}), ("sign shift", 10, {"global"}), ("tail only", 10, {"global", "fleet"})])
+def test_faults_are_heard_soon_and_where_they_are(name: str, within: int, where: set[str]) -> None:
+    fault = FAULTS[name] if FAULTS[name].position is None else replace(FAULTS[name], position=1)
+    start, runs = 230, 4
+    fleet = Fleet(Simulation(family=NULLS["ar1"], runs=runs, seed=72, fault=fault, start=start, replicas=4, positions=2))
+    heard: dict[int, tuple[int, str, int]] = {}
+    for step in fleet.watch(start + 3 * within, ln_a=math.log(21_600)):
+        for run in np.flatnonzero(step.ln_m >= math.log(21_600)):
+            if run not in heard:
+                column = fleet.leading(step.worth[run])
+                change = fleet.block.bets.change(column + run * len(fleet.keys))[0]
+                heard[run] = step.t - start + 1, fleet.keys[column].split(":", 2)[2], change - start
+    assert len(heard) == runs
+    assert 3 <= np.median([delay for delay, _, _ in heard.values()]) <= within
+    assert sum(slice_ in where for _, slice_, _ in heard.values()) >= runs - 1
+    assert abs(np.median([change for _, _, change in heard.values()])) <= 3
 
 
-def test_it_learns_first_and_a_missing_batch_changes_nothing() -> None:
-    battery = Battery(BatteryConfig(warmup_batches=20, delay_batches=5))
-    rng = np.random.default_rng(0)
-    for t in range(25):
-        assert battery.learning
-        assert battery.update(batch(t, 0.03 * np.exp(0.1 * rng.normal()), 0.9)) == {}
-    before = battery.to_state()
-    assert not battery.learning
-    assert battery.update(BatchStats(t=25, opened_at=0, closed_at=1)) == {}
-    assert battery.update(batch(26, 0.03, 0.9, tokens=10)) == {}
-    assert battery.to_state() == before
-    assert set(battery.update(batch(27, 0.03, 0.9))) == {f"battery:log_abs_d:{m:g}" for m in CONFIG.battery.shifts}
+def fed(bank: Bank, simulation: Simulation, count: int) -> list[tuple[int, str]]:
+    pages = []
+    for row in rows(simulation, count):
+        pages += [(drift.alarm_t, drift.stream) for drift in bank.look(look(row), {})[1]]
+    return pages
 
 
-def test_a_fault_that_inflates_one_sides_surprise_does_not_explain_itself() -> None:
-    _, healthy, _ = features(batch(0, 0.03, 0.5), min_tokens=50) or (0, 0, 0)
-    _, engine_off, _ = features(batch(0, 0.5, 1.0, mean_d=0.5), min_tokens=50) or (0, 0, 0)
-    _, trainer_off, _ = features(batch(0, 0.5, 0.5, mean_d=-0.5), min_tokens=50) or (0, 0, 0)
-    assert healthy == pytest.approx(engine_off) == pytest.approx(trainer_off)
+SMALL = DetectorsConfig(battery=BatteryConfig(warmup_batches=60, delay_batches=10))
+FLEET = Simulation(family=NULLS["iid"], runs=1, seed=3, replicas=3, positions=2)
 
 
-def test_its_features_come_from_the_signals_of_scored_rollouts() -> None:
-    engine, trainer = np.array([-0.2, -1.0, -0.3], np.float32), np.array([-0.1, -1.3, np.nan], np.float32)
-    rollout = Rollout(
-        request_id="r", prompt_tokens_P=np.array([1], np.int32), completion_tokens_T=np.array([1, 2, 3], np.int32),
-        engine_logprobs_T=engine, sampled_mask_T=np.ones(3, bool),
-    )
-    slices = signals.slice_stats(rollout, Score(request_id="r", views={"expected": trainer}))
-    scored = BatchStats(t=0, opened_at=0, closed_at=1, slices=slices, counts={"seen": 1})
-    assert features(scored, min_tokens=2) == pytest.approx((np.log(0.2), np.log(0.6), 2))
-    assert features(scored, min_tokens=3) is None
+def test_one_corrupt_batch_of_any_size_pages_nobody_and_is_told_once() -> None:
+    for scale in (3.0, 100.0, 1e4):
+        bank = Bank(SMALL, batch_seconds=120)
+        kept = list(rows(FLEET, 120))
+        broken = list(rows(replace(FLEET, fault=replace(FAULTS["global x2"], scale=scale), start=100), 120))
+        kept[100] = broken[100]
+        pages = [drift for row in kept for drift in bank.look(look(row), {})[1]]
+        assert pages == []
+        assert len([notice for notice in bank.notices if "batch 100" in notice]) == 1 == len(bank.notices)
 
 
-def test_state_survives_json_bit_for_bit() -> None:
-    one, two = Battery(CONFIG.battery), Battery(CONFIG.battery)
-    batches = list(run_of_a_policy(4, 140))
-    for item in batches[:120]:
-        one.update(item)
-    two.restore(json.loads(json.dumps(one.to_state(), allow_nan=False)))
-    assert [one.update(item) for item in batches[120:]] == [two.update(item) for item in batches[120:]]
-    assert one.to_state() == two.to_state()
+def test_it_learns_first_and_an_empty_batch_changes_nothing() -> None:
+    bank, kept = Bank(SMALL, batch_seconds=120), list(rows(FLEET, 90))
+    for row in kept[:70]:
+        assert bank.learning and bank.ln_m == -math.inf
+        bank.look(look(row), {})
+    bank.look(look(kept[70]), {})
+    assert not bank.learning
+    before = bank.battery.to_state()
+    assert bank.look(Look(t=71), {}) == ((), ())
+    assert bank.battery.to_state() == before
+    assert len(bank.look(look(kept[72]), {})[0]) == 20, "evidence is listed for the leading streams only"
 
 
-def test_the_tail_of_the_heavy_tailed_model_is_the_textbook_one() -> None:
-    scale = 1.25 / np.sqrt(2)
-    u = np.linspace(-CLIP, CLIP, 4001)
-    for shift, found in zip((0.5, 2.0), log_normalisers((0.5, 2.0)), strict=True):
-        inside = np.trapezoid(np.exp(shift * u) * stats.t.pdf(u / scale, 4) / scale, u)
-        outside = stats.t.sf(CLIP / scale, 4) * 2 * np.cosh(shift * CLIP)
-        assert found == pytest.approx(np.log(inside + outside), abs=1e-9)
+def test_a_battery_restored_from_json_goes_on_bit_for_bit() -> None:
+    kept = list(rows(replace(FLEET, fault=FAULTS["replica x2"], start=95, replicas=4), 120))
+    whole, half = Bank(SMALL, batch_seconds=120), Bank(SMALL, batch_seconds=120)
+    before = [half.look(look(row), {}) for row in kept[:97]]
+    restored = Bank.from_state(json.loads(json.dumps(half.to_state(), allow_nan=False)), SMALL, batch_seconds=120)
+    assert before + [restored.look(look(row), {}) for row in kept[97:]] == [whole.look(look(row), {}) for row in kept]
+    assert restored.to_state() == whole.to_state() and whole.firing
+    assert whole.alarm is not None and whole.slice_of(whole.alarm[1]) == {"replica": "3"}
+
+
+def test_a_replica_that_joins_late_starts_with_the_fleets_noise() -> None:
+    battery = Battery(replace_delay(), share=0.5)
+    for row in rows(replace(FLEET, replicas=4), 160):
+        row["slices"] = [s for s in row["slices"] if s["replica"] < 3 or row["t"] >= 100]
+        battery.update(look(row), cap=5.0)
+    keys, ready = battery.block.keys, battery.block.front.ready
+    late = [i for i, key in enumerate(keys) if key.endswith("replica=3")]
+    assert late and ready[late].all()
+    assert np.exp(battery.block.log_weight[np.isfinite(battery.block.log_weight)]).sum() <= 0.5
+
+
+def replace_delay() -> BatteryConfig:
+    return BatteryConfig(warmup_batches=60, delay_batches=10, memory_batches=100)
+
+
+def test_departed_replicas_make_room_and_their_share_is_dropped() -> None:
+    battery = Battery(replace_delay(), share=0.5)
+    for row in rows(replace(FLEET, replicas=2), 260):
+        for item in row["slices"]:
+            item["replica"] += 2 * (row["t"] // 130)
+        battery.update(look(row), cap=5.0)
+    assert battery.replicas == ["2", "3"] or len(battery.replicas) <= 4
+    total = np.exp(battery.block.log_weight[np.isfinite(battery.block.log_weight)]).sum()
+    assert 0.05 < total <= 0.5
+
+
+def test_a_rebaseline_learns_again_and_says_so() -> None:
+    bank = Bank(SMALL, batch_seconds=120)
+    fed(bank, FLEET, 90)
+    bank.notices.clear()
+    bank.rebaseline(90, "a new curriculum")
+    assert bank.notices == ["batch 90: learning again what normal looks like: a new curriculum"]
+    kept = list(rows(replace(FLEET, fault=FAULTS["global x2"], start=0, seed=4), 200))
+    assert not any(bank.look(look(row), {})[1] for row in kept[91:])
+
+
+def test_live_slices_and_files_look_the_same() -> None:
+    row = next(rows(FLEET, 1))
+    parts = []
+    for s in row["slices"]:
+        parts.append(SliceStats(replica=str(s["replica"]), position=str(s["pos"]), version="5", cached=None, n_tokens=s["n_tok"],
+                                n_sequences=s["n_seq"], hist_pos=np.array(s["hist_pos"]), hist_neg=np.array(s["hist_neg"]), sums={}))
+    hinted = replace(parts[0], population="hinted")
+    live = of_batch(BatchStats(t=0, opened_at=0, closed_at=1, slices=(*parts, hinted), counts={"seen": 1}))
+    assert [(c.replica, c.position, c.counts.tolist()) for c in live.cells] == [(c.replica, c.position, c.counts.tolist()) for c in look(row).cells]
+    assert {cell.lag for cell in live.cells} == {0.0}

@@ -66,6 +66,31 @@ def test_replaying_the_stored_batches_gives_the_same_alarm_bit_for_bit(played):
     assert len(alarms) == 1 and len(resolved) == 1
 
 
+def klaxon(*arguments):
+    done = subprocess.run([sys.executable, "-m", "klaxon", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return done.returncode, json.loads(done.stdout) if "{" in done.stdout else done.stderr
+
+
+def test_the_replay_command_finds_the_stored_evidence_again(played):
+    _, story, folder, _ = played
+    code, found = klaxon("replay", folder / "state", "--config", folder / "config.toml", "--json")
+    assert code == 0 and found["differ"] == [] and found["batches"] > 20
+    assert len(found["pages"]) == len(found["resolved"]) == 1
+
+
+def test_a_backtest_shows_what_another_config_would_have_paged(played, tmp_path):
+    _, _, folder, _ = played
+    same = (folder / "config.toml").read_text()
+    code, found = klaxon("backtest", folder / "state", "--config", folder / "config.toml", "--json")
+    assert code == 1 and len(found["pages"]) == 1
+    deaf = tmp_path / "deaf.toml"
+    deaf.write_text(same + "\n[detectors.weights]\nself_bets = 0.0\nexplanations = 0.0\n")
+    code, found = klaxon("backtest", folder / "state", "--config", deaf, "--json")
+    assert code == 0 and found["pages"] == [] and found["highest_ln_m"] is None
+    code, told = klaxon("backtest", tmp_path, "--config", deaf)
+    assert code == 2 and "klaxon.duckdb" in told
+
+
 def test_no_ids_and_no_text_are_stored(played):
     _, _, folder, _ = played
     with Store(folder / "state/klaxon.duckdb") as store:

@@ -149,5 +149,5 @@ def _show(found: dict[str, Any]) -> None:
     console.print(f"\nAssumes {planning.FLOPS_EFFICIENCY:.0%} of the peak flops and {planning.BANDWIDTH_EFFICIENCY:.0%} of the bandwidth, 2 flops per active "
                   f"parameter and token plus the head, {found['passes']} passes a rollout, hidden size {run['hidden']}, {run['prompt_tokens']:g} prompt tokens in groups of "
                   f"{run['group']}, weights read at {planning.DISK_BYTES_PER_SECOND / 1e9:g} GB/s, one batch every {run['batch_seconds']:g} s, one false alarm in 30 "
-                  "days, bf16 floor 0.029 nats. Fault sizes: docs/planning.md. The battery needs 60 batches of warm-up and a fault that begins after them.",
+                  "days, bf16 floor 0.029 nats. Fault sizes: docs/planning.md. The battery needs 170 batches of warm-up and a fault that begins after them.",
                   style="dim", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Seeded simulations of mismatch streams, shared by tests and benchmarks."""

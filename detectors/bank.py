@@ -52,6 +52,8 @@ MEANING = {
     "explain": "this explanation predicts the engine's logprobs better than a healthy engine does",
     "trainer_metrics": "a metric the trainer reports left its own past",
     "requests": "single requests disagree as healthy numerics cannot",
+    "reference": "a metric left the band of the reference runs",
+    "contract": "the mismatch left what the contract declares",
 }
 """What each kind of named stream says, for the text of an alarm."""
 

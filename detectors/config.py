@@ -16,18 +16,19 @@ class WeightsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    self_bets: float = Field(0.2, ge=0, le=1, description="share of the budget for self-bets (tier 0)")
-    explanations: float = Field(0.2, ge=0, le=1, description="share for betting explanations (tier 2)")
-    battery: float = Field(0.22, ge=0, le=1, description="share for the battery (tiers 1 and 2)")
+    self_bets: float = Field(0.19, ge=0, le=1, description="share of the budget for self-bets (tier 0)")
+    explanations: float = Field(0.19, ge=0, le=1, description="share for betting explanations (tier 2)")
+    battery: float = Field(0.2, ge=0, le=1, description="share for the battery (tiers 1 and 2)")
     trainer_metrics: float = Field(0.05, ge=0, le=1, description="share for the trainer's own metrics")
-    requests: float = Field(0.04, ge=0, le=1, description="share for streams about single requests")
-    reserve: float = Field(0.04, ge=0, le=1, description="share kept for self-bets and explanations born later")
-
+    requests: float = Field(0.05, ge=0, le=1, description="share for streams about single requests")
+    reference: float = Field(0.03, ge=0, le=1, description="share for leaving the band of reference runs ([reference])")
+    contract: float = Field(0.03, ge=0, le=1, description="share for leaving the declared contract ([contract])")
+    reserve: float = Field(0.01, ge=0, le=1, description="share kept for self-bets and explanations born later")
     second_pages: float = Field(0.25, ge=0, le=1, description="share kept for second pages of an open incident")
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
-        total = self.self_bets + self.explanations + self.battery + self.trainer_metrics + self.requests + self.reserve + self.second_pages
+        total = sum(getattr(self, name) for name in type(self).model_fields)
         if total > 1 + 1e-9:
             raise ValueError(f"the shares add up to {total:g}; they must add up to 1 or less, or the budget is overspent")
         return self

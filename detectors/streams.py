@@ -5,7 +5,7 @@ of all streams ever born add up to at most 1, so their average M is an e-detecto
     self-bets      share / number of tilts
     explanations   share / causes / planned variants of the cause / fractions
     battery        share / family / cohort, see detectors/block.py
-    trainer_metrics, requests: share · 1/(k(k+1)) for the k-th birth of the kind (these parts add up to 1)
+    trainer_metrics, requests, reference, contract: share · 1/(k(k+1)) for the k-th birth of the kind (these parts add up to 1)
     anything else of a known kind, further variants among them: reserve · 1/(k(k+1)) for the k-th late birth
 A small weight costs ln(1/w) of delay and nothing else.
 """
@@ -18,7 +18,7 @@ from collector.records import CAUSES
 from detectors import betting, self_bets
 from detectors.config import DetectorsConfig
 
-KINDS = ("self_bet", "explain", "trainer_metrics", "requests")
+KINDS = ("self_bet", "explain", "trainer_metrics", "requests", "reference", "contract")
 """Kinds of streams that hand over one gain a batch in BatchStats.gains; the battery keeps its own."""
 FACT_CAUSES = {
     "nonfinite_logprobs": "non_finite", "label_moved_weights_same": "stale_weights", "weights_never_move": "stale_weights",
@@ -40,6 +40,8 @@ def cause_of(stream: str) -> str:
     if kind == "explain":
         cause = rest.partition(":")[0]
         return cause if cause in CAUSES else "unexplained"
+    if kind == "requests":
+        return "corrupted_requests"
     return FACT_CAUSES.get(stream, "unexplained")
 
 
@@ -51,7 +53,8 @@ class Weights:
         self._fractions = {f"{fraction:g}" for fraction in config.bet_fractions}
         self._cause_share = share.explanations / len(betting.PLANNED_VARIANTS) / len(self._fractions)
         self._fixed = {self_bets.stream(tilt): share.self_bets / len(config.self_bet_tilts) for tilt in config.self_bet_tilts}
-        self._late = {"trainer_metrics": share.trainer_metrics, "requests": share.requests, "reserve": share.reserve}
+        self._late = {"trainer_metrics": share.trainer_metrics, "requests": share.requests, "reference": share.reference,
+                      "contract": share.contract, "reserve": share.reserve}
         self._variants: dict[str, list[str]] = {}
         self._births = dict.fromkeys(self._late, 0)
 

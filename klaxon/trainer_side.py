@@ -17,7 +17,8 @@ from collector.sources.metrics.source import NOT_METRICS, MetricsRow, MetricsSou
 from collector.sources.refusals import added, prefixed
 from collector.weights.layouts import look
 from collector.weights.ledger import VersionLedger, known_version
-from detectors import reference
+from detectors import budget, reference
+from detectors.series import SeriesBattery
 from detectors.trainer_health import TrainerHealth
 from klaxon.config import Config
 from klaxon.run_files import read_band
@@ -43,7 +44,10 @@ class TrainerSide:
         self.health = TrainerHealth()
         self.band = read_band(config.reference.band, only=config.reference.metrics) if config.reference.band else None
         self.bet: Callable[[dict[str, float]], None] = lambda gains: None  # files log gains into the open batch
-        self._bet_steps: dict[str, int] = {}  # metric → newest step that has bet
+        self._bet_steps: dict[str, int] = {}  # metric → newest step that has bet against the band
+        self.past = SeriesBattery(config.detectors.battery, share=1.0)  # the bank weighs its streams
+        self._cap = budget.ln_a(config.detectors.false_alarms, batch_seconds=config.daemon.batch_seconds) / 2
+        self._past_steps: dict[str, tuple[int, int]] = {}  # metric → (newest step taken, how many)
         self._stored = dict(store.query('SELECT source, max("at") FROM metrics GROUP BY source'))  # by an earlier daemon of this run
         self.counts: Counter[str] = Counter()  # polls that failed, by source
         self.noticed: Counter[str] = Counter()  # rows that came twice, out of order or from the future
@@ -155,6 +159,7 @@ class TrainerSide:
         self.latest = {"step": step, "at": at, **{name: value for name, value in numbers.items() if math.isfinite(value)}}
         self.health.take(step, numbers)
         self._against_band(step, numbers)
+        self._against_past(step, numbers)
         self.store.append_metrics(step, at, numbers, source=source)
 
     def _against_band(self, step: int, numbers: dict[str, float]) -> None:
@@ -165,6 +170,18 @@ class TrainerSide:
         self._bet_steps |= dict.fromkeys(fresh, step)
         if found := reference.gains(self.band, step, fresh):
             self.bet(found)
+
+
+    def _against_past(self, step: int, numbers: dict[str, float]) -> None:
+        """Each watched metric bets on leaving its own past, once a step; it learns anew after a restart of the daemon."""
+        gains: dict[str, float] = {}
+        for name in self.config.metrics.detect:
+            value, (newest, count) = numbers.get(name, math.nan), self._past_steps.get(name, (-1, 0))
+            if math.isfinite(value) and step > newest:
+                self._past_steps[name] = step, count + 1
+                gains |= self.past.gains(count, {name: (value, 1.0)}, cap=self._cap)
+        if gains:
+            self.bet(gains)
 
 
 def _announced(message: dict[str, Any]) -> tuple[str, str]:

@@ -101,7 +101,7 @@ def test_weights_of_any_streams_add_up_to_at_most_the_whole_budget() -> None:
     names += [f"explain:temperature:{i}:{fraction:g}" for i in range(50) for fraction in CONFIG.bet_fractions]
     names += [f"explain:stale_prefix_cache{v}:{fraction:g}" for v in ("", ":oldest") for fraction in CONFIG.bet_fractions]
     names += [f"self_bet:+{i}" for i in range(5, 50)] + [f"requests:new:{i}" for i in range(50)]
-    names += [f"trainer_metrics:new:{i}" for i in range(50)]
+    names += [f"{kind}:new:{i}" for kind in ("trainer_metrics", "reference", "contract") for i in range(50)]
     total = sum(weights.birth(name) or 0.0 for name in names) + CONFIG.weights.battery + CONFIG.weights.second_pages
     assert 0.95 < total <= 1.0
 
@@ -111,7 +111,7 @@ def test_a_stream_keeps_the_weight_of_its_birth() -> None:
     first = bank.update(batch(0, {"explain:temperature:0.8:0.3": 0.1}))[0][0].weight
     bank.update(batch(1, {f"explain:temperature:{i}:0.3": 0.1 for i in range(20)}))
     (again,) = bank.update(batch(2, {"explain:temperature:0.8:0.3": 0.1}))[0]
-    assert again.weight == first == pytest.approx(0.2 / 4 / 2 / 9)
+    assert again.weight == first == pytest.approx(CONFIG.weights.explanations / 4 / 2 / 9)
 
 
 @pytest.mark.parametrize(

@@ -97,12 +97,14 @@ def entropy(logprobs_NV: Tensor) -> Tensor:
 
 def expected(logits_NV: Tensor, token_ids_N: Tensor, sampling: TokenSampling) -> Tensor:
     """What the trainer assumes: its mode, its temperature, its truncation, its penalties."""
+    if _scales_only(sampling, logits_NV.shape[1]):
+        return _picked(logits_NV, token_ids_N, torch.where(sampling.raw_N, 1.0, _scale(sampling)))
     return pick(expected_distribution(logits_NV, sampling), token_ids_N)
 
 
 def raw(logits_NV: Tensor, token_ids_N: Tensor, sampling: TokenSampling) -> Tensor:
     """Plain log-softmax: vLLM's raw_logprobs."""
-    return pick(log_softmax(logits_NV), token_ids_N)
+    return _picked(logits_NV, token_ids_N, None)
 
 
 def bf16_head(logits_NV: Tensor, token_ids_N: Tensor, sampling: TokenSampling) -> Tensor:
@@ -148,11 +150,31 @@ ALWAYS: Mapping[str, View] = {"expected": expected, "raw": raw}
 """The views of every score; both cost one softmax each."""
 
 
+def _picked(logits_NV: Tensor, token_ids_N: Tensor, scale_N: Tensor | None) -> Tensor:
+    """Log-softmax of logits / scale at each row's own token, without the whole distribution: one tensor instead of three."""
+    out_NV = logits_NV - logits_NV.amax(-1, keepdim=True)
+    if scale_N is not None and (scale_N != 1).any():
+        out_NV.div_(scale_N[:, None].to(out_NV.dtype))
+    picked_N = pick(out_NV, token_ids_N)
+    return picked_N - out_NV.exp_().sum(-1).log_()
+
+
+def _scale(sampling: TokenSampling) -> Tensor:
+    """What vLLM divides the logits by [N]: the temperature, 1 where it decodes greedily."""
+    return torch.where(sampling.temperature_N < GREEDY_BELOW, 1.0, sampling.temperature_N)
+
+
+def _scales_only(sampling: TokenSampling, vocabulary: int) -> bool:
+    """Is there neither a penalty nor a truncation in any row?"""
+    penalised = (sampling.repetition_N != 1) | (sampling.presence_N != 0) | (sampling.frequency_N != 0)
+    cut = (sampling.min_p_N > 0) | (sampling.top_p_N < 1) | ((sampling.top_k_N > 0) & (sampling.top_k_N < vocabulary))
+    return not bool(((penalised | cut) & ~sampling.raw_N).any())
+
+
 def _process(logits_NV: Tensor, sampling: TokenSampling) -> Tensor:
     """Logits as vLLM hands them to its sampler; a new tensor."""
     greedy_N = sampling.temperature_N < GREEDY_BELOW
-    scale_N = torch.where(greedy_N, torch.ones_like(sampling.temperature_N), sampling.temperature_N)
-    out_NV = _penalised(logits_NV, sampling) / scale_N[:, None].to(logits_NV.dtype)
+    out_NV = _penalised(logits_NV, sampling) / _scale(sampling)[:, None].to(logits_NV.dtype)
     rows = {"min_p": (sampling.min_p_N > 0) & ~greedy_N, "top_p": (sampling.top_p_N < 1) & ~greedy_N,
             "top_k": (sampling.top_k_N > 0) & (sampling.top_k_N < logits_NV.shape[1]) & ~greedy_N}
     if rows["min_p"].any():

@@ -81,6 +81,18 @@ class MetricsConfig(BaseModel):
     names: dict[str, str] = Field({}, description="standard name = the name your trainer logs, e.g. { reward = \"my/reward\" }; comes before the framework's; standard names: " + ", ".join(STANDARD))
     sources: list[MetricsSourceConfig] = Field([], description="Where trainer metrics are read from. wandb and tensorboard need `pip install klaxon-rl[wandb]` or `[tensorboard]`.")
 
+    detect: list[str] = Field(
+        ["clip_rate", "kl", "mismatch_kl", "mismatch_abs_d", "ess", "entropy", "reward", "reward_std", "zero_std_share", "advantage_std", "loss",
+         "value_loss", "grad_norm"],
+        description="metrics (standard names) that bet on leaving their own past, up or down, out of the one false-alarm budget; [] = none")
+
+    @field_validator("detect")
+    @classmethod
+    def _standard(cls, names: list[str]) -> list[str]:
+        if unknown := sorted(set(names) - set(STANDARD)):
+            raise ValueError(f"{', '.join(unknown)}: no standard name; those are {', '.join(STANDARD)}")
+        return names
+
     @field_validator("names")
     @classmethod
     def _known(cls, names: dict[str, str]) -> dict[str, str]:

@@ -71,7 +71,8 @@ DEFAULT_NEXT = "klaxon status"
 STREAMS_IN_WORDS = {
     "self_bet": "The sampled tokens do not follow the probabilities the engine itself reports",
     "explain": "The engine's logprobs fit this explanation better than they fit the trainer's own",
-    "battery": "Mean |log q − log p| rose beyond what the policy's certainty explains",
+    "battery": "The mismatch changed beyond what its own past and the policy's certainty explain",
+    "trainer_metrics": "A metric the trainer reports left its own past",
     "requests": "Single rollouts are wrong in a way healthy ones never are, while the rest are fine",
     "reference": "A metric of the trainer left the band of the reference runs",
     "contract": "The mismatch left what [contract] declares as accepted",

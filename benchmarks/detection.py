@@ -5,8 +5,8 @@
 
 nulls: false pages of healthy families at one page a `--stated` days, with a 95 % interval; evidence starts again after a page.
 faults: median delay in batches against an oracle CUSUM that knows the fault's stream and size, the best CUSUM over all
-streams (Bonferroni), a trailing 3-sigma rule, and river's ADWIN, Page–Hinkley and KSWIN on the raw series of every slice,
-each made as sensitive as the same healthy runs allow without a page. river is optional: pip install "klaxon-rl[bench]".
+streams (Bonferroni), a trailing 3-sigma rule, and river's ADWIN, Page–Hinkley and KSWIN on mean |d| of the fleet, every replica and every position, and on the fleet's clip rate, tail
+and sign, each made as sensitive as the same healthy runs allow without a page. river is optional: pip install "klaxon-rl[bench]".
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def calibrated(raw: np.ndarray, start: int) -> dict[str, Rule]:
         return rules
     grids = {"ADWIN": [lambda d=d: drift.ADWIN(delta=d) for d in (2e-3, 1e-4, 1e-6, 1e-9, 1e-14, 1e-25)],
              "Page-Hinkley": [lambda d=d: drift.PageHinkley(threshold=d, delta=0.01) for d in (2, 5, 10, 20, 50, 100, 1e3)],
-             "KSWIN": [lambda d=d: drift.KSWIN(alpha=d, seed=1) for d in (5e-3, 1e-5, 1e-8, 1e-12, 1e-20)]}
+             "KSWIN": [lambda d=d: drift.KSWIN(alpha=d, seed=1) for d in (1e-5, 1e-8, 1e-12, 1e-20)]}
     for name, grid in grids.items():
         good = next((make for make in grid if all(math.isinf(delay) for delay in river_delays(raw, make, start))), None)
         if good is not None:
@@ -233,12 +233,16 @@ def river_delays(raw: np.ndarray, make: Callable[[], object], start: int) -> lis
     delays = []
     for run in range(raw.shape[1]):
         found = math.inf
-        for column in np.nan_to_num(raw[:, run]).T:
+        width = raw.shape[2] // len(RAW)
+        seen = [i for i in range(raw.shape[2]) if i % len(RAW) == 0 or i < len(RAW)]  # mean |d| of all, everything of the fleet
+        for column in np.nan_to_num(raw[max(0, start - 200):, run][:, seen[:width + len(RAW)]]).T:
             detector = make()
-            for t, value in enumerate(column.tolist()):
+            for t, value in enumerate(column.tolist(), start=-min(start, 200)):
                 detector.update(value)  # type: ignore[attr-defined]
-                if t >= start and detector.drift_detected:  # type: ignore[attr-defined]
-                    found = min(found, t - start + 1)
+                if t >= found:
+                    break
+                if t >= 0 and detector.drift_detected:  # type: ignore[attr-defined]
+                    found = min(found, t + 1)
                     break
         delays.append(found)
     return delays

@@ -56,7 +56,7 @@ def leading_column(keys: Sequence[str], worth: np.ndarray) -> int | None:
         return None
     total = {where: float(np.logaddexp.reduce(worth[columns])) for where, columns in slices.items()}
     near = [where for where, value in total.items() if value >= max(total.values()) - NEAR_NATS]
-    best = max(near, key=lambda where: (len(Battery.slice_of(f"::{where}")), total[where]))
+    best = max(near, key=lambda where: (len(Battery.slice_of(f"::{where}")), where != "fleet", total[where]))
     return max(slices[best], key=lambda column: float(worth[column]))
 
 

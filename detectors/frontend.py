@@ -31,6 +31,7 @@ MAX_PARTIAL, MIN_PARTIAL = 0.98, -0.3
 SCALES = (1 / 8, 1 / 32)  # forgetting of the two running means behind the long-run variance
 SHRINK = 2.0  # runs of a scale's length at which the long-run variance is believed half
 DOUBT = 0.7
+KNOWN = 40.0  # learnt residuals from which on u is taken into the long-run variance and the bets' own mean
 STRANGE, STRANGE_LEAST = 4.0, 0.1
 SOLVE_EVERY = 8  # a stream's baseline is solved again every so many batches
 PRIOR_TREND, PRIOR_LAG, PRIOR_UNSURE = 5.0, 1.0, 1.0  # prior rows behind a slope of 0, 0 and `slope`
@@ -125,7 +126,8 @@ class FrontEnd(Arrays):
         self._remember(t, here, residual)
         self._learn()
         slot = self.ring[self.calls % self.settings.delay]
-        slot[0], slot[1], slot[2], slot[3], slot[4], slot[5] = x, z1, z2, n, raw * thin, doubt
+        known = np.where(self.mass >= KNOWN, raw * thin, np.nan)  # u over a noise hardly known would teach the bets fear
+        slot[0], slot[1], slot[2], slot[3], slot[4], slot[5] = x, z1, z2, n, known, doubt
         self.times[self.calls % self.settings.delay] = t
         self.calls += 1
         return u, doubt
@@ -212,7 +214,7 @@ class FrontEnd(Arrays):
             setattr(self, name, keep * getattr(self, name) + np.where(ripe & np.isfinite(product), product, 0.0))
         self.mass = keep * self.mass + ripe
         self.taught2, self.taught1 = self.taught1, np.where(ripe, residual, np.nan)
-        told = np.isfinite(raw) & (self.rows + self.prior_rows > 40)
+        told = np.isfinite(raw)
         held = np.clip(np.where(told, raw, 0.0), -3.0, 3.0)
         for i, rate in enumerate(SCALES):
             self.smooth[i] = np.where(told, (1 - rate) * self.smooth[i] + rate * held, self.smooth[i])

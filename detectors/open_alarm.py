@@ -27,6 +27,7 @@ class OpenAlarm:
         self.stream, self.ln_a = stream, ln_a
         self.frozen: list[float] = []
         self.elsewhere = np.empty(0)
+        self.paged: list[dict[str, str]] = [battery.slice_of(stream)] if stream.startswith("battery:") else []
         if stream.startswith("battery:"):
             column = battery.block.keys.index(stream)
             front = battery.block.front
@@ -65,8 +66,7 @@ class OpenAlarm:
         return x - (b0 + b1 * tau + b2 * z1 + b3 * z2)
 
     def _disjoint(self, battery: Battery) -> int | None:
-        here = battery.slice_of(self.stream) if self.frozen else {}
-        if not here:
+        if not any(self.paged):
             return None
         block = battery.block
         if self.elsewhere.shape != block.bets.log_sr.shape:
@@ -75,25 +75,28 @@ class OpenAlarm:
             grown[:, :old] = self.elsewhere if old else grown[:, :0]
             self.elsewhere = grown
         one_sided = block.bets.shift[1] > 0  # a fault elsewhere moves the rest of a contrast down, never up
-        apart = block.told & one_sided & np.array([_apart(here, battery.slice_of(key)) for key in block.keys])
+        apart = block.told & one_sided & np.array([all(_apart(here, battery.slice_of(key)) for here in self.paged) for key in block.keys])
         self.elsewhere[:, apart] = np.logaddexp(self.elsewhere[:, apart], 0.0) + block.gain[:, apart]
         worth = block.log_weight + np.logaddexp.reduce(self.elsewhere, axis=0) - math.log(len(self.elsewhere))
         if float(np.logaddexp.reduce(worth)) < self.ln_a + math.log(4.0):
             return None
         column = int(np.argmax(worth))
         self.elsewhere[:] = -np.inf
+        self.paged.append(battery.slice_of(block.keys[column]))
         return column
 
     def to_state(self) -> dict[str, Any]:
         """JSON-able."""
         sr = [[value if math.isfinite(value) else None for value in row] for row in self.elsewhere.tolist()] if self.elsewhere.ndim == 2 else []
-        return {"stream": self.stream, "ln_a": self.ln_a, "frozen": list(self.frozen), "after": self.after.to_state(), "elsewhere": sr}
+        return {"stream": self.stream, "ln_a": self.ln_a, "frozen": list(self.frozen), "after": self.after.to_state(), "elsewhere": sr,
+                "paged": [dict(found) for found in self.paged]}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> OpenAlarm:
         """The inverse of `to_state`."""
         made = cls.__new__(cls)
         made.stream, made.ln_a, made.frozen = state["stream"], state["ln_a"], list(state["frozen"])
+        made.paged = [dict(found) for found in state["paged"]]
         made.after = Aftermath.from_state(state["after"])
         made.elsewhere = np.array([[-np.inf if value is None else value for value in row] for row in state["elsewhere"]], dtype=float)
         return made

@@ -55,6 +55,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     speed = scorer.get("tokens_per_second")
     return [
         ("evidence", f"ln M {'none yet' if ln_m is None else format(ln_m, '.1f')} of {found['ln_a']:.1f} (budget {found['budget']})"),
+        ("promise", _promise(found.get("honesty"))),
         ("rollouts", f"{counts.get('seen', 0)} seen, {counts.get('scored', 0)} scored, {counts.get('refused', 0)} refused"),
         *_odd(counts),
         ("tokens", f"{counts.get('tokens_scored', 0)} scored" + (f", {speed:.0f} a second" if speed else "")),
@@ -100,3 +101,11 @@ def _compared(populations: dict[str, dict[str, float]]) -> list[tuple[str, str]]
     words = {"trained": "trained on", "dropped": "dropped by the trainer", "lagged": "trainer moved on", "stale": "staleness alone", "estimate": "estimate for all", "trainer_check": "trainer against shadow"}
     return [(words[name], f"mean |d| {values['mean_abs_d']:.4f} nats, clip rate {values['clip_rate']:.1%}, {values['n_tokens']:,.0f} tokens")
             for name, values in populations.items() if name in words]
+
+
+def _promise(honesty: dict[str, Any] | None) -> str:
+    """Alarms raised against the false ones the budget allows, and whether the battery had to be widened."""
+    if not honesty:
+        return "unknown"
+    widened = f"; noise taken {honesty['widened']:.2f} times as wide after the audit" if honesty["widened"] > 1 else ""
+    return f"{honesty['alarms']} alarms in {honesty['batches']} batches; at most {honesty['promised_false_alarms']:.2g} false ones promised{widened}"

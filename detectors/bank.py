@@ -47,6 +47,7 @@ STATE_SCHEMA = 2
 RECENT = 100  # batches whose named gains are kept, to know an alarm's level
 FAR = 8.0  # standard deviations beyond which one batch is worth a notice
 AFFECTED = 0.1  # false discovery rate of the list of affected slices
+REBASELINE = "rebaseline"  # in BatchStats.counts: learn again from this batch on; stored, so that a replay does the same
 MEANING = {
     "self_bet": "sampled tokens do not follow the probabilities the engine reports",
     "explain": "this explanation predicts the engine's logprobs better than a healthy engine does",
@@ -133,6 +134,8 @@ class Bank:
         if self._last_t is not None and batch.t <= self._last_t:
             self._ignore("repeated_batch")
             return (), ()
+        if batch.counts.get(REBASELINE):
+            self.rebaseline(batch.t, "declared by the operator")
         drifts = list(self.note_facts(batch.facts, t=batch.t))
         self._facts.end_batch()
         evidence, found = self.look(looks.of_batch(batch), batch.gains)

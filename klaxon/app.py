@@ -68,6 +68,7 @@ class Daemon:
         self.shadow: Shadow | None = self.trainer.shadow
         self.ingest = Ingest(self.inbox, {"heartbeat": self._heartbeat, "metrics": self.trainer.take_metrics,
                                           "weights": self.trainer.take_weights, "event": self._event,
+                                          "rebaseline": self._rebaseline,
                                           "trainer_logprobs": self._trainer_logprobs})
         self._wire(folder)
 
@@ -138,6 +139,12 @@ class Daemon:
         except Unavailable as error:
             self.counts["store_errors"] += 1
             log.error("this event is not stored: %s", error)
+
+    def _rebaseline(self, message: dict) -> None:
+        reason = message["reason"]
+        if not isinstance(reason, str) or not reason.strip():
+            raise ValueError("reason: say in a few words what was changed")
+        self.watch.rebaseline(reason.strip()[:300])
 
     def _heartbeat(self, message: dict) -> None:
         self.taps.beat(message, now=time.time())

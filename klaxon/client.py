@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any
 
 import httpx
@@ -26,6 +28,28 @@ def get_bytes(url: str, path: str, **params: Any) -> bytes:
     return _get(url, path, **params).content
 
 
+def post_message(url: str, message: dict[str, Any]) -> None:
+    """Hand one message to POST /v1/ingest, with the token of KLAXON_TOKEN where there is one.
+
+    Raises:
+        Unavailable: nobody answers there, or the daemon refuses it.
+        InputError: the daemon cannot read the message.
+    """
+    token = os.environ.get("KLAXON_TOKEN", "")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        response = httpx.post(url.rstrip("/") + "/v1/ingest", content=json.dumps(message).encode(), headers=headers, timeout=10.0, trust_env=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Unavailable(_NOBODY.format(url=url, error=type(error).__name__)) from None
+    if response.status_code != 202:
+        raise Unavailable(f"{url} refuses it ({response.status_code}): {response.text[:200]}")
+    if response.json().get("refused"):
+        raise InputError("the daemon could not read it; `klaxon status` counts it", where=url)
+
+
+_NOBODY = "no Klaxon daemon answers at {url} ({error}); start one with `klaxon run`, or name its address with --url"
+
+
 def _get(url: str, path: str, **params: Any) -> httpx.Response:
     try:
         response = httpx.get(url.rstrip("/") + path, params=params, timeout=10.0, trust_env=False)
@@ -34,8 +58,7 @@ def _get(url: str, path: str, **params: Any) -> httpx.Response:
     except httpx.HTTPStatusError as error:
         raise Unavailable(f"{url}{path} answered {error.response.status_code}: is that a Klaxon daemon?") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise Unavailable(f"no Klaxon daemon answers at {url} ({type(error).__name__}); start one with `klaxon run`, "
-                          "or name its address with --url") from None
+        raise Unavailable(_NOBODY.format(url=url, error=type(error).__name__)) from None
     except KeyError:
         raise InputError("the answer has no content type: is that a Klaxon daemon?", where=url) from None
     return response

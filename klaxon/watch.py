@@ -21,7 +21,7 @@ from collector.records import POPULATIONS, BatchStats, Diagnosis, Drift, Evidenc
 from collector.signals import metrics, total, weighted
 from collector.store import Store
 from detectors import contract
-from detectors.bank import Bank
+from detectors.bank import REBASELINE, Bank
 from detectors.hardfacts import Observation, facts
 from klaxon.bank_state import EVERY_BATCHES, save
 from klaxon.batches import BatchBuilder
@@ -71,6 +71,7 @@ class Watch(threading.Thread):
         self._noted: dict[tuple[str, tuple], Fact] = {}  # facts seen since the last batch closed
         self._facts_seen: dict[str, int] = {}  # fingerprint of a fact's open incident → last batch in which it held
         self._unstored: deque[tuple[BatchStats, tuple[Evidence, ...], float]] = deque(maxlen=UNSTORED_BATCHES)
+        self._rebaseline = False
         self._halt = threading.Event()
 
     @property
@@ -103,8 +104,14 @@ class Watch(threading.Thread):
         for batch in closed:
             self._take(batch, now)
 
+    def rebaseline(self, reason: str) -> None:
+        """A planned change was declared: from the next batch on the battery learns again what is normal."""
+        self._rebaseline = True
+        self.hooks.say("rebaseline", f"the battery learns again what is normal: {reason}", {"reason": reason})
+
     def _take(self, batch: BatchStats, now: float) -> None:
-        counts = dict(Counter(batch.counts) + Counter(self.hooks.take_counts()))
+        asked, self._rebaseline = self._rebaseline, False
+        counts = dict(Counter(batch.counts) + Counter(self.hooks.take_counts()) + Counter({REBASELINE: 1} if asked else {}))
         batch = replace(batch, counts=counts, gains={**batch.gains, **contract.gains(batch, self.config.contract)})
         self.counts["late"] += counts.get("late", 0)
         own = facts(batch, None, self.config.detectors.facts)

@@ -95,7 +95,10 @@ def test_a_run_is_watched_asked_exported_killed_and_taken_up_again(place):
     assert klaxon("export", "rollouts", "-o", str(out), "--url", url).returncode == 0
     table = parquet.read_table(out)
     assert table.num_rows == 2 and "token_ids" not in table.column_names
-    wait(lambda: get(url, "/healthz")["batches"] >= 3)
+    assert klaxon("rebaseline", "new head dtype, on purpose", "--url", url).returncode == 0
+    assert any(event["kind"] == "rebaseline" and "new head dtype" in event["text"] for event in _events(url))
+    later = get(url, "/healthz")["batches"] + 2
+    wait(lambda: get(url, "/healthz")["batches"] >= max(later, 3))
     acknowledged = get(url, "/healthz")["batches"]
     daemon.send_signal(signal.SIGKILL)
     daemon.wait()
@@ -106,6 +109,13 @@ def test_a_run_is_watched_asked_exported_killed_and_taken_up_again(place):
     assert again.wait(timeout=30) == 0
     with Store(folder / "state/klaxon.duckdb") as store:
         assert [t for (t,) in store.query("SELECT t FROM batches ORDER BY t")] == list(range(store.next_t()))
+        assert sum(batch.counts.get("rebaseline", 0) for batch in store.read_batches()) == 1
+
+
+def test_a_rebaseline_without_a_daemon_or_a_reason_is_a_clear_error():
+    nobody = klaxon("rebaseline", "an upgrade", "--url", f"http://127.0.0.1:{free_port()}")
+    assert nobody.returncode == 2 and "klaxon run" in nobody.stderr and "Traceback" not in nobody.stderr
+    assert klaxon("rebaseline", " ").returncode == 2
 
 
 def test_a_second_daemon_on_the_same_run_says_what_to_do(place):

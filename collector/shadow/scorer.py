@@ -25,8 +25,7 @@ from collector.shadow.model import ShadowModel
 from collector.shadow.packs import Hidden, forests_of, run_forest
 from collector.shadow.plan import Pass, Refusal
 from collector.shadow.prompt_kv import PromptKV
-from collector.shadow.views import (ALWAYS, TokenSampling, View, entropy, expected, expected_distribution, pick,
-                                    sampling_rows)
+from collector.shadow.views import ALWAYS, TokenSampling, View, expected, expected_and_entropy, sampling_rows
 from collector.weights.shelf import WeightShelf
 
 log = logging.getLogger(__name__)
@@ -167,9 +166,7 @@ class ShadowScorer:
                views: Mapping[str, View]) -> dict[str, np.ndarray]:
         logits_NV = model.logits(hidden_NH)
         token_ids_N = torch.as_tensor(ids_N, dtype=torch.int64, device=model.device)
-        distribution_NV = expected_distribution(logits_NV, sampling)
-        out = {"expected": pick(distribution_NV, token_ids_N), "entropy": entropy(distribution_NV)}
-        del distribution_NV
+        out = dict(zip(("expected", "entropy"), expected_and_entropy(logits_NV, token_ids_N, sampling), strict=True))
         out |= {name: view(logits_NV, token_ids_N, sampling) for name, view in views.items() if view is not expected}
         return {name: values.float().cpu().numpy() for name, values in out.items()}
 

@@ -95,6 +95,18 @@ def entropy(logprobs_NV: Tensor) -> Tensor:
     return entropy_N
 
 
+def expected_and_entropy(logits_NV: Tensor, token_ids_N: Tensor, sampling: TokenSampling) -> tuple[Tensor, Tensor]:
+    """`expected`, to the last bit, and the entropy of its whole distribution [N], nats."""
+    if not _scales_only(sampling, logits_NV.shape[1]):
+        distribution_NV = expected_distribution(logits_NV, sampling)
+        return pick(distribution_NV, token_ids_N), entropy(distribution_NV)
+    scaled_NV = _shifted(logits_NV, torch.where(sampling.raw_N, 1.0, _scale(sampling)))
+    weights_NV = scaled_NV.exp()
+    sum_N = weights_NV.sum(-1)
+    return (pick(scaled_NV, token_ids_N) - sum_N.log(),
+            sum_N.log() - torch.linalg.vecdot(weights_NV, scaled_NV.clamp_(min=-1e30)) / sum_N)
+
+
 def expected(logits_NV: Tensor, token_ids_N: Tensor, sampling: TokenSampling) -> Tensor:
     """What the trainer assumes: its mode, its temperature, its truncation, its penalties."""
     if _scales_only(sampling, logits_NV.shape[1]):
@@ -152,11 +164,17 @@ ALWAYS: Mapping[str, View] = {"expected": expected, "raw": raw}
 
 def _picked(logits_NV: Tensor, token_ids_N: Tensor, scale_N: Tensor | None) -> Tensor:
     """Log-softmax of logits / scale at each row's own token, without the whole distribution: one tensor instead of three."""
+    out_NV = _shifted(logits_NV, scale_N)
+    picked_N = pick(out_NV, token_ids_N)
+    return picked_N - out_NV.exp_().sum(-1).log_()
+
+
+def _shifted(logits_NV: Tensor, scale_N: Tensor | None) -> Tensor:
+    """(logits − their largest) / scale; a new tensor."""
     out_NV = logits_NV - logits_NV.amax(-1, keepdim=True)
     if scale_N is not None and (scale_N != 1).any():
         out_NV.div_(scale_N[:, None].to(out_NV.dtype))
-    picked_N = pick(out_NV, token_ids_N)
-    return picked_N - out_NV.exp_().sum(-1).log_()
+    return out_NV
 
 
 def _scale(sampling: TokenSampling) -> Tensor:

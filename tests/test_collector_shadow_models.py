@@ -18,6 +18,8 @@ from collector.errors import ConfigError, Unavailable
 from collector.shadow.devices import pick_devices
 from collector.shadow.head import Head, parts
 from collector.shadow.model import ShadowModel
+from collector.shadow.verify import can_pack
+from klaxon.demo.model import DEFAULT_FOLDER, prepare_model
 
 CONFIGS = {
     "tied": LlamaConfig(**SIZES, tie_word_embeddings=True),
@@ -47,7 +49,7 @@ def test_every_architecture_packs_and_equals_float64(name: str, tmp_path: Path) 
 
 
 def test_layers_that_cannot_be_packed_run_one_rollout_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("collector.shadow.verify._packs", lambda *_: False)
+    monkeypatch.setattr("collector.shadow.model.can_pack", lambda _: False)
     path = make_model(tmp_path / "model", 1)
     score = scorer({"1": path}, forward_tokens=20)
     assert not score.shelf.get("1").packs
@@ -59,6 +61,30 @@ def test_an_attention_that_differs_from_transformers_is_noticed_at_load(tmp_path
     monkeypatch.setattr("collector.shadow.attention._mask", lambda rows, ahead, window, device: torch.ones(rows, ahead + rows, dtype=torch.bool))
     path = make_model(tmp_path / "model", 1)
     assert not ShadowModel.load(path, ShadowConfig(body_dtype="float32")).packs
+
+
+@pytest.mark.engine
+def test_the_demos_model_packs_in_bfloat16_whatever_an_update_does_to_it() -> None:
+    model = ShadowModel.load(prepare_model(Path(__file__).parent.parent / DEFAULT_FOLDER, say=print), ShadowConfig(body_dtype="bfloat16"))
+    found = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        for parameter in model._model.parameters():
+            parameter.data += parameter.data * torch.randn_like(parameter.data) * 0.003
+        found.append(can_pack(model))
+    assert found == [True] * 4
+
+
+def test_a_version_that_packs_before_one_that_does_not_is_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([True, False])
+    monkeypatch.setattr("collector.shadow.model.can_pack", lambda _: next(answers))
+    score = scorer({"1": make_model(tmp_path / "1", 1), "2": make_model(tmp_path / "2", 2)})
+    score.shelf.get("1"), score.shelf.get("2")
+    item = rollout(1, tokens=6, spans=[(0, 6, "2")], cached_prompt_tokens=6)
+    (got,) = score.score([item], prefix_version="1")
+    (plain,) = score.score([item])
+    assert not got.scored_mask_T.any() and plain.scored_mask_T.all()
+    assert "one packs, one does not" in score.refusals[-1].text
 
 
 def padded(tmp_path: Path, rows: int) -> tuple[Path, Path]:

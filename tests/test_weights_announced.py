@@ -142,7 +142,7 @@ def test_a_resume_is_told_once_and_lag_is_counted_in_published_versions(daemon, 
     for version in (48, 50, 30, 31):
         klaxon.trainer.take_weights({"version": version, "path": str(tmp_path / "none")})
     assert events(klaxon, "weights_backwards") == ["weight version went back from 50 to 30: a resume or a rollback?"]
-    feed(klaxon, http, rollout("31"), rollout("48"), rollout("9"), rollout("default"))
+    feed(klaxon, http, *(rollout(version, request_id=f"r{version}") for version in ("31", "48", "9", "default")))
     assert klaxon.trainer.ledger.figures() == {"lag_min": 0, "lag_mean": 1.5, "lag_max": 3, "rollouts": 4, "unknown_share": 0.5}
 
 

@@ -7,7 +7,9 @@ mis-scored. docs/numerics.md explains every dtype decision made here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,16 @@ from transformers.utils import logging as transformers_logging
 from collector.config import ShadowConfig
 from collector.errors import Unavailable
 from collector.records import WeightVersion
-from collector.shadow.attention import Pack, Segment, running
+from collector.shadow.attention import NAME, Pack, Segment, running
 from collector.shadow.devices import pick_devices, place, replicas
 from collector.shadow.head import Head
 from collector.shadow.lora import LoraMerge
 from collector.shadow.rounded import RoundedLinear, round_linears, wants_rounding
-from collector.shadow.verify import fallback_attention, verify
+from collector.shadow.verify import can_pack, fallback_attention, verify_head
 from collector.shadow.vocabulary import padded_config, vocabulary
 from collector.weights.shelf import WeightShelf
+
+log = logging.getLogger(__name__)
 
 __all__ = ["RoundedLinear", "ShadowModel", "load_version", "model_shelf"]
 
@@ -80,7 +84,11 @@ class ShadowModel:
         weight_VH = head.weight.detach() if head.weight.dtype is head_dtype else stored_VH
         shadow = cls(model, Head(weight_VH.to(last)[:size], bias, model.config.get_text_config(), dtype=head_dtype, split=last.type == "cuda"),
                      device=last, fallback=fallback_attention(model))
-        verify(shadow, folder)
+        verify_head(shadow, folder)
+        shadow.packs = can_pack(shadow)
+        if not shadow.packs:
+            log.info("%s: %s runs one rollout at a time: its layers cannot be packed", folder, type(model).__name__)
+        model.set_attn_implementation(NAME if shadow.packs else shadow._fallback)
         return shadow
 
     def refill(self, path: str | Path, *, base: str = "") -> bool:
@@ -105,7 +113,7 @@ class ShadowModel:
                 shadow.head.refill(weight_VH, None if bias is None else bias.data[:self.vocab_size])
             elif bias is not None:
                 shadow.head.refill(shadow.head.weight[0], bias.data[:self.vocab_size])
-            verify(shadow, folder)
+            verify_head(shadow, folder)
         return True
 
     def replica(self, index: int) -> ShadowModel:
@@ -144,13 +152,19 @@ class ShadowModel:
         """Logits [N, V], float32 (float64 for a float64 head), as the trainer's head computes them."""
         return self.head.logits(hidden_NH)
 
-    def attend_as(self, name: str) -> None:
-        """Switch transformers' attention implementation.
+    @contextmanager
+    def attending(self, name: str) -> Iterator[None]:
+        """Another attention implementation of transformers for a while.
 
         Raises:
             ValueError: this architecture does not have it.
         """
+        usual = self._model.config._attn_implementation
         self._model.set_attn_implementation(name)
+        try:
+            yield
+        finally:
+            self._model.set_attn_implementation(usual)
 
 
 def model_shelf(config: ShadowConfig, known: Iterable[WeightVersion] = ()) -> WeightShelf[ShadowModel]:

@@ -89,6 +89,8 @@ def _run(model: ShadowModel, nodes: list[Node]) -> Tensor:
     if not model.packs:
         (node,) = nodes
         cache = model.new_cache() if node.above is None else node.above.kv
+        if isinstance(cache, dict):
+            raise RuntimeError("the versions before and after an update are not of one architecture: one packs, one does not")
         if node.above is not None and any(not below.done and below is not node for below in node.above.below):
             cache = copy.deepcopy(cache)
         node.kv = cache

@@ -15,11 +15,12 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
+from detectors.battery import CAP
 from detectors.features import FEATURES, features, sums
 from tests.simulate.fleet import Fleet
 from tests.simulate.streams import FAULTS, NULLS, Fault, Simulation
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=2900)
     parser.add_argument("--stated", type=float, default=1.0, help="days of one accepted false page")
     parser.add_argument("--horizon", type=int, default=300)
+    parser.add_argument("--healthy-days", type=float, default=30.0, help="of the family, on which every other rule is set to be silent")
     parser.add_argument("--start", type=int, default=400)
     parser.add_argument("--family", default="full")
     parser.add_argument("--families", default=",".join(NULLS))
@@ -67,15 +69,14 @@ def null_row(name: str, options: argparse.Namespace) -> str:
 
 def fault_table(options: argparse.Namespace) -> None:
     """Every fault: delays of everyone, and where the battery said it was."""
-    family, count = replace(NULLS[options.family], churn=0.0), options.start + options.horizon
-    healthy = Simulation(family=family, runs=options.runs, seed=options.seed + 1)
-    raw = np.stack([raw_series(batch.counts) for batch in healthy.batches(count)])
-    rules = calibrated(raw, options.start)
+    family = replace(NULLS[options.family], churn=0.0)
+    healthy = Healthy.watch(family, options)
+    rules = calibrated(healthy.raw, options.start)
     print("| fault | battery | heard | oracle CUSUM | max-CUSUM | " + " | ".join(rules) + " | right slice | change off by, batches | 90 % interval holds |")
     print("|---" * (8 + len(rules)) + "|")
     ratios, heard_all = [], []
     for name in options.faults.split(","):
-        row, delays, oracle = fault_row(FAULTS[name], family, options, rules)
+        row, delays, oracle = fault_row(FAULTS[name], family, options, rules, healthy)
         print(row, flush=True)
         heard_all += delays
         ratios.append(middle(delays) / max(middle(oracle), 1.0))
@@ -84,24 +85,24 @@ def fault_table(options: argparse.Namespace) -> None:
           f"{max(ratios):.1f}; heard within {options.horizon} batches: {np.mean(np.isfinite(heard_all)):.0%}")
 
 
-def fault_row(fault: Fault, family: object, options: argparse.Namespace, rules: dict) -> tuple[str, list[float], list[float]]:
+def fault_row(fault: Fault, family: object, options: argparse.Namespace, rules: dict, healthy: Healthy) -> tuple[str, list[float], list[float]]:
     """One fault: (row, the battery's delays, the oracle's)."""
     simulation = Simulation(family=family, runs=options.runs, seed=options.seed, fault=fault, start=options.start)  # type: ignore[arg-type]
     fleet, told, raw, u = Fleet(simulation), {}, [], []
     batches = iter(simulation.batches(options.start + options.horizon))
     fleet.simulation = replace(simulation)
     for batch in batches:
-        fleet.take(batch, math.log(A) / 2)
+        fleet.take(batch, CAP * math.log(A))
         raw.append(raw_series(batch.counts))
-        u.append(fleet.block.front.ring[(fleet.block.front.calls - 1) % fleet.config.delay_batches][4].reshape(options.runs, -1).copy())
+        u.append(last_u(fleet))
         worth = (fleet.weights + fleet.block.bets.mean_log_sr()).reshape(options.runs, -1)
         for run in np.flatnonzero(np.logaddexp.reduce(worth, axis=1) >= math.log(A)):
             if run not in told and batch.t >= options.start:
                 column = fleet.leading(worth[run])
                 told[run] = (batch.t - options.start + 1, fleet.keys[column], *fleet.block.bets.change(column + run * len(fleet.keys)))
     own = [told[run][0] if run in told else math.inf for run in range(options.runs)]
-    oracle = cusum_oracle(np.stack(u), fleet.keys, fault, options.start)
-    most = cusum_max(np.stack(u), options.start)
+    oracle = cusum_oracle(np.stack(u), fleet.keys, fault, options.start, healthy.u)
+    most = cusum_max(np.stack(u), options.start, healthy.cusum_max)
     others = {name: rule(np.stack(raw)) for name, rule in rules.items()}
     right = [where_of(item[1]) == wanted(fault) for item in told.values()]
     off = [item[2] - options.start for item in told.values()]
@@ -134,12 +135,6 @@ def shown(delays: Iterable[float]) -> str:
     return f"{found:.0f}" if math.isfinite(found) else "not heard"
 
 
-def threshold(shift: float, a: float) -> float:
-    """CUSUM threshold, nats, for an average run length of `a` (Siegmund's approximation)."""
-    edge = 1.166 * shift
-    return float(optimize.brentq(lambda h: 2 * (math.exp(h + edge) - (h + edge) - 1) / shift**2 - a, 1e-3, 60))
-
-
 def true_stream(fault: Fault) -> str:
     """The stream the oracle looks at."""
     where = "global" if fault.replica is None and fault.position is None else (
@@ -148,41 +143,38 @@ def true_stream(fault: Fault) -> str:
     return f"battery:{feature}:{where}"
 
 
-def cusum_oracle(u: np.ndarray, keys: list[str], fault: Fault, start: int) -> list[float]:
-    """Delays of a CUSUM that knows the stream and its mean shift (or, variance only, its new spread)."""
-    column = np.nan_to_num(u[:, :, keys.index(true_stream(fault))])
-    after, delays = column[start:start + LENGTH], []
+def cusum_oracle(u: np.ndarray, keys: list[str], fault: Fault, start: int, healthy: np.ndarray) -> list[float]:
+    """Delays of a CUSUM that knows the stream and its mean shift (or, variance only, its new spread), silent on the healthy runs."""
+    column, null = (np.nan_to_num(x[:, :, keys.index(true_stream(fault))]) for x in (u, healthy))
+    after = column[start:start + LENGTH]
     shift = float(np.clip(after.mean(), -5, 5))
-    if fault.variance:
-        s = max(float(after.std()), 1.05)
-        steps, h = 0.5 * (1 - 1 / s**2) * column**2 - math.log(s), math.log(A)
-    else:
-        shift = math.copysign(max(abs(shift), 0.05), shift)
-        steps, h = shift * column - shift**2 / 2, threshold(abs(shift), A)
-    for run in range(column.shape[1]):
-        delays.append(passage(steps[start:, run], h))
-    return delays
+    shift = math.copysign(max(abs(shift), 0.05), shift)
+    s = max(float(after.std()), 1.05)
+
+    def steps(x: np.ndarray) -> np.ndarray:
+        return 0.5 * (1 - 1 / s**2) * x**2 - math.log(s) if fault.variance else shift * x - shift**2 / 2
+
+    h = cusum(steps(null[start:])).max()
+    return first(cusum(steps(column[start:])) > h)
 
 
-def passage(steps: np.ndarray, h: float) -> float:
-    """First passage of the CUSUM above h, in batches; infinity when never."""
-    level = 0.0
-    for i, step in enumerate(steps.tolist(), start=1):
-        level = max(0.0, level + step)
-        if level >= h:
-            return float(i)
-    return math.inf
+def cusum(steps: np.ndarray) -> np.ndarray:
+    """max(0, level + step) along the first axis."""
+    level, out = np.zeros(steps.shape[1:]), np.empty_like(steps)
+    for t, row in enumerate(steps):
+        level = np.maximum(0.0, level + row)
+        out[t] = level
+    return out
 
 
-def cusum_max(u: np.ndarray, start: int, shift: float = 1.0) -> list[float]:
-    """Delays of the first of one CUSUM a stream, each at A × streams; shift 1, upwards, u cut at 5."""
-    h, level = threshold(shift, A * u.shape[2]), np.zeros(u.shape[1:])
-    delays = [math.inf] * u.shape[1]
-    for t, row in enumerate(np.clip(np.nan_to_num(u), -5, 5)[start:], start=1):
-        level = np.maximum(0.0, level + shift * row - shift**2 / 2)
-        for run in np.flatnonzero(level.max(axis=1) >= h):
-            delays[run] = min(delays[run], t)
-    return delays
+def cusum_most(u: np.ndarray, start: int, shift: float = 1.0) -> np.ndarray:
+    """The highest of one CUSUM a stream [batches, runs]; shift 1, upwards, u cut at 5."""
+    return cusum(shift * np.clip(np.nan_to_num(u[start:]), -5, 5) - shift**2 / 2).max(axis=2)
+
+
+def cusum_max(u: np.ndarray, start: int, h: float) -> list[float]:
+    """Delays of the first CUSUM above h, silent on the healthy runs."""
+    return first(cusum_most(u, start) > h)
 
 
 def raw_series(counts: np.ndarray) -> np.ndarray:
@@ -190,6 +182,32 @@ def raw_series(counts: np.ndarray) -> np.ndarray:
     replica, position = counts.sum(axis=2), counts.sum(axis=1)
     sides = np.concatenate([replica.sum(axis=1, keepdims=True), replica, position], axis=1).astype(float)
     return features(sums(sides))[..., RAW].reshape(len(counts), -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healthy:
+    """What every rule must stay silent on: `--healthy-days` of the family, all runs together."""
+
+    raw: np.ndarray  # [batches, runs, series]
+    u: np.ndarray  # [batches, runs, streams]
+    cusum_max: float
+
+    @classmethod
+    def watch(cls, family: object, options: argparse.Namespace) -> Healthy:
+        """Simulate it."""
+        fleet = Fleet(Simulation(family=family, runs=options.runs, seed=options.seed + 1))  # type: ignore[arg-type]
+        raw, u = [], []
+        for batch in fleet.simulation.batches(options.start + int(options.healthy_days * 720 / options.runs)):
+            fleet.take(batch, CAP * math.log(A))
+            raw.append(raw_series(batch.counts))
+            u.append(last_u(fleet).astype(np.float32))
+        return cls(raw=np.stack(raw), u=np.stack(u), cusum_max=float(cusum_most(np.stack(u), options.start).max()))
+
+
+def last_u(fleet: Fleet) -> np.ndarray:
+    """Whitened residuals of the last batch [runs, streams]."""
+    front = fleet.block.front
+    return front.ring[(front.calls - 1) % front.settings.delay][4].reshape(fleet.simulation.runs, -1).copy()
 
 
 Rule = Callable[[np.ndarray], list[float]]

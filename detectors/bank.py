@@ -3,8 +3,8 @@
 Question.    Taken together, is there enough evidence that something changed?
 Statistic.   M = Σ w·SR over all streams: named ones (self-bets, explanations, …: one gain a batch in BatchStats.gains, esr.py)
              and the battery's block (battery.py). Weights are fixed at birth, Σ w ≤ 1 (streams.py, block.py). A
-             statistical alarm when ln M ≥ ln A (budget.py). One tick a batch; a batch's log gain is capped at ln(A)/2, so
-             that no single batch can page.
+             statistical alarm when ln M ≥ ln A (budget.py). One tick a batch; a named gain is capped at ln(A)/2, the
+             battery's largest counts at most CAP·ln(A), so that no single batch can page.
 Units.       ln M, ln A, gains: nats of log evidence.
 Guarantee.   An average of e-detectors is an e-detector under any dependence: at least A batches on average to a false
              statistical alarm, as far as each stream's own guarantee holds. Adding streams costs delay, no false pages.
@@ -34,7 +34,7 @@ from collector.errors import InputError
 from collector.records import BatchStats, Drift, Evidence, Fact
 from detectors import budget, looks
 from detectors.audit import Audit
-from detectors.battery import Battery
+from detectors.battery import CAP, Battery
 from detectors.block import TOP
 from detectors.config import DetectorsConfig
 from detectors.fact_latch import FactLatch
@@ -43,7 +43,7 @@ from detectors.named import Named
 from detectors.open_alarm import OpenAlarm
 from detectors.streams import cause_of
 
-STATE_SCHEMA = 2
+STATE_SCHEMA = 3
 RECENT = 100  # batches whose named gains are kept, to know an alarm's level
 FAR = 8.0  # standard deviations beyond which one batch is worth a notice
 AFFECTED = 0.1  # false discovery rate of the list of affected slices
@@ -147,7 +147,7 @@ class Bank:
         self._batches += 1
         bet = self._resolved_t is None or t > self._resolved_t
         before = self.battery.block.bets.mean_log_sr()
-        self.battery.update(look, cap=self.ln_a / 2, bet=bet)
+        self.battery.update(look, cap=CAP * self.ln_a, bet=bet)
         if not bet:
             return (), ()
         evidence = (*self.named.tick(t, gains, cap=self.ln_a / 2, ignore=self._ignore), *self._of_battery(t, before))

@@ -31,6 +31,9 @@ from detectors.looks import Cell, Look
 SHARES = {"global": 0.32, "replica": 0.22, "position": 0.18, "cell": 0.14, "version": 0.06, "fleet": 0.08}
 """Family → part of the battery's share of the budget."""
 
+CAP = 0.7
+"""Of ln A: what the largest gain of a stream's excursion counts at most."""
+
 FLEET = ("ess", "entropy", "reward")
 MAX_REPLICAS = 2048
 TOKENS_A_SEQUENCE = 64.0  # where a slice does not say how many sequences it holds

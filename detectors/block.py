@@ -1,4 +1,4 @@
-"""A block: streams with one front end, six bets each, and weights fixed at their first bet.
+"""A block: streams with one front end, seven bets each, and weights fixed at their first bet.
 
 Weights. Every family of streams (say replica contrasts) has a share of the block's share. Streams that begin to bet in the
 same batch are one cohort: the first cohort of a family gets 3/4 of its share, the one j after it 1/4 · 1/(j(j+1)), split
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from detectors.bets import Bets
+from detectors.bets import BETS, Bets
 from detectors.frontend import FrontEnd, Settings
 
 FIRST_COHORT = 0.75
@@ -32,7 +32,7 @@ class Block:
         self.family = np.empty(0, np.int64)
         self.dead_band = np.empty(0)  # in units of x
         self.widen = 1.0  # by the audit
-        self.gain: np.ndarray = np.empty((6, 0))
+        self.gain: np.ndarray = np.empty((BETS, 0))
         self.told = np.empty(0, bool)
         self._cohorts: dict[str, int] = {}
 

@@ -16,6 +16,9 @@ import numpy as np
 
 from detectors.features import BENT, COUNTED, FEATURES, GIVEN, features
 
+_RATES = [FEATURES.index(name) for name in COUNTED]
+_COUNTS = list(COUNTED.values())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
@@ -49,7 +52,7 @@ def grid_values(grid: Grid, *, unsure: np.ndarray | float = np.nan, min_tokens: 
     lag_own, lag_rest = _ratio(own[..., 9], own[..., 10]), _ratio(rest[..., 9], rest[..., 10])
     sure_own, sure_rest = _log_unsure(own), _log_unsure(rest)
     sure_own[..., 0] = np.where(np.isfinite(sure_own[..., 0]), sure_own[..., 0], np.nan_to_num(unsure))
-    x = _compare(f_own, f_rest, grid, f_own[..., 0, :])
+    x = _compare(f_own, f_rest, own, rest, grid)
     enough = (own[..., 0] >= min_tokens) & (rest[..., 0] >= min_tokens)
     enough[..., 0] = own[..., 0, 0] >= min_tokens
     x = np.where(enough[..., None] & np.isfinite(x), x, np.nan)
@@ -66,7 +69,9 @@ def two_sides(newer: np.ndarray, older: np.ndarray, *, min_tokens: int) -> np.nd
     """One contrast [F] of two rows of sums [8]: newer weights against older ones in the same batch."""
     if newer[0] < min_tokens or older[0] < min_tokens:
         return np.full(len(FEATURES), np.nan)
-    return features(newer) - features(older)
+    x = features(newer) - features(older)
+    x[_RATES] = _excess(newer, older[_COUNTS] / older[0])
+    return x
 
 
 def _sides(stack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,22 +83,35 @@ def _sides(stack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return own, np.concatenate([np.zeros_like(whole), whole - replica, whole - position, whole - cells], axis=-2)
 
 
-def _compare(own: np.ndarray, rest: np.ndarray, grid: Grid, whole: np.ndarray) -> np.ndarray:
+def _compare(f_own: np.ndarray, f_rest: np.ndarray, own: np.ndarray, rest: np.ndarray, grid: Grid) -> np.ndarray:
+    """Differences of features; rates as log (n + 1)/(expected + 1), which stays at 0 where counts vanish."""
     replicas, positions = grid.sums.shape[-3:-1]
-    x = own - rest
+    x, whole = f_own - f_rest, f_own[..., 0, :]
     x[..., 0, :] = whole
     middle = 1 + replicas + positions
-    rows, columns = own[..., 1:1 + replicas, :], own[..., 1 + replicas:middle, :]
-    cells = own[..., middle:, :].reshape(*own.shape[:-2], replicas, positions, own.shape[-1])
+    rate = _ratio(rest[..., 1:middle, _COUNTS], rest[..., 1:middle, :1])
+    x[..., 1:middle, _RATES] = _excess(own[..., 1:middle, :], rate)
+    lead = f_own.shape[:-2]
     if replicas < 2 or positions < 2:
-        cells = np.full_like(cells, np.nan)
+        x[..., middle:, :] = np.nan
+        return x
+    rows, columns = f_own[..., 1:1 + replicas, :], f_own[..., 1 + replicas:middle, :]
+    cells = f_own[..., middle:, :].reshape(*lead, replicas, positions, f_own.shape[-1])
     apart = cells - rows[..., :, None, :] - columns[..., None, :, :] + whole[..., None, None, :]
-    x[..., middle:, :] = apart.reshape(*own.shape[:-2], -1, own.shape[-1])
+    x[..., middle:, :] = apart.reshape(*lead, -1, f_own.shape[-1])
+    every = _ratio(own[..., :middle, _COUNTS], own[..., :middle, :1])
+    rate = _ratio(every[..., 1:1 + replicas, None, :] * every[..., None, 1 + replicas:, :], every[..., :1, None, :])
+    x[..., middle:, _RATES] = _excess(own[..., middle:, :], rate.reshape(*lead, -1, len(_RATES)))
     return x
 
 
+def _excess(own: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """log of (counts + 1)/(counts expected at this rate + 1)."""
+    return np.log(own[..., _COUNTS] + 1.0) - np.log(own[..., :1] * rate + 1.0)
+
+
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.where(below > 0, above / np.maximum(below, 1e-12), 0.0)
+    return np.where(below > 0, above / np.maximum(below, 1e-300), 0.0)
 
 
 def _log_unsure(side: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detectors.battery import FLEET, SHARES, Battery, F, leading_column
+from detectors.battery import CAP, FLEET, SHARES, Battery, F, leading_column
 from detectors.bets import BETS
 from detectors.block import FIRST_COHORT, Block
 from detectors.config import BatteryConfig
@@ -62,7 +62,7 @@ class Fleet:
         """Every batch after which some stream has bet."""
         runs, width = self.simulation.runs, len(self.keys)
         for batch in self.simulation.batches(count):
-            self.take(batch, ln_a / 2)
+            self.take(batch, CAP * ln_a)
             worth = (self.weights + self.block.bets.mean_log_sr()).reshape(runs, width)
             yield Step(t=batch.t, ln_m=np.logaddexp.reduce(worth, axis=1), worth=worth)
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
+from detectors import evaluate
 from detectors.battery import CAP
 from detectors.features import FEATURES, features, sums
 from tests.simulate.fleet import Fleet
@@ -27,7 +27,6 @@ from tests.simulate.streams import FAULTS, NULLS, Fault, Simulation
 
 A = 21_600
 RAW = [FEATURES.index(name) for name in ("mean", "clip", "tail1", "sign")]
-LENGTH = 60
 
 
 def main() -> None:
@@ -62,8 +61,8 @@ def null_row(name: str, options: argparse.Namespace) -> str:
             pages += 1
             fleet.restart(run)
     stated = batches / a
-    low, high = (stats.chi2.ppf(p, df) / 2 / stated for p, df in ((0.025, 2 * pages or 1e-9), (0.975, 2 * pages + 2)))
-    return (f"| {name} | {batches / 720:.0f} | {stated:.1f} | {pages} | {pages / stated:.2f} ({low:.2f} to {high:.2f}) |"
+    ratio, low, high = evaluate.realised(pages, stated)
+    return (f"| {name} | {batches / 720:.0f} | {stated:.1f} | {pages} | {ratio:.2f} ({low:.2f} to {high:.2f}) |"
             f"  # {time.process_time() - began:.0f} s of CPU")
 
 
@@ -101,8 +100,9 @@ def fault_row(fault: Fault, family: object, options: argparse.Namespace, rules: 
                 column = fleet.leading(worth[run])
                 told[run] = (batch.t - options.start + 1, fleet.keys[column], *fleet.block.bets.change(column + run * len(fleet.keys)))
     own = [told[run][0] if run in told else math.inf for run in range(options.runs)]
-    oracle = cusum_oracle(np.stack(u), fleet.keys, fault, options.start, healthy.u)
-    most = cusum_max(np.stack(u), options.start, healthy.cusum_max)
+    told_u, knows = np.stack(u), fleet.keys.index(true_stream(fault))
+    oracle = evaluate.oracle_delays(told_u[:, :, knows], healthy.u[:, :, knows], start=options.start, spread=bool(fault.variance))
+    most = evaluate.delays(evaluate.most_cusum(told_u, start=options.start) > healthy.most_cusum)
     others = {name: rule(np.stack(raw)) for name, rule in rules.items()}
     right = [where_of(item[1]) == wanted(fault) for item in told.values()]
     off = [item[2] - options.start for item in told.values()]
@@ -143,40 +143,6 @@ def true_stream(fault: Fault) -> str:
     return f"battery:{feature}:{where}"
 
 
-def cusum_oracle(u: np.ndarray, keys: list[str], fault: Fault, start: int, healthy: np.ndarray) -> list[float]:
-    """Delays of a CUSUM that knows the stream and its mean shift (or, variance only, its new spread), silent on the healthy runs."""
-    column, null = (np.nan_to_num(x[:, :, keys.index(true_stream(fault))]) for x in (u, healthy))
-    after = column[start:start + LENGTH]
-    shift = float(np.clip(after.mean(), -5, 5))
-    shift = math.copysign(max(abs(shift), 0.05), shift)
-    s = max(float(after.std()), 1.05)
-
-    def steps(x: np.ndarray) -> np.ndarray:
-        return 0.5 * (1 - 1 / s**2) * x**2 - math.log(s) if fault.variance else shift * x - shift**2 / 2
-
-    h = cusum(steps(null[start:])).max()
-    return first(cusum(steps(column[start:])) > h)
-
-
-def cusum(steps: np.ndarray) -> np.ndarray:
-    """max(0, level + step) along the first axis."""
-    level, out = np.zeros(steps.shape[1:]), np.empty_like(steps)
-    for t, row in enumerate(steps):
-        level = np.maximum(0.0, level + row)
-        out[t] = level
-    return out
-
-
-def cusum_most(u: np.ndarray, start: int, shift: float = 1.0) -> np.ndarray:
-    """The highest of one CUSUM a stream [batches, runs]; shift 1, upwards, u cut at 5."""
-    return cusum(shift * np.clip(np.nan_to_num(u[start:]), -5, 5) - shift**2 / 2).max(axis=2)
-
-
-def cusum_max(u: np.ndarray, start: int, h: float) -> list[float]:
-    """Delays of the first CUSUM above h, silent on the healthy runs."""
-    return first(cusum_most(u, start) > h)
-
-
 def raw_series(counts: np.ndarray) -> np.ndarray:
     """What a dashboard would plot: mean, clip, tail and sign of the fleet, every replica, every position [runs, 4 · (1 + R + P)]."""
     replica, position = counts.sum(axis=2), counts.sum(axis=1)
@@ -190,7 +156,7 @@ class Healthy:
 
     raw: np.ndarray  # [batches, runs, series]
     u: np.ndarray  # [batches, runs, streams]
-    cusum_max: float
+    most_cusum: float
 
     @classmethod
     def watch(cls, family: object, options: argparse.Namespace) -> Healthy:
@@ -201,7 +167,7 @@ class Healthy:
             fleet.take(batch, CAP * math.log(A))
             raw.append(raw_series(batch.counts))
             u.append(last_u(fleet).astype(np.float32))
-        return cls(raw=np.stack(raw), u=np.stack(u), cusum_max=float(cusum_most(np.stack(u), options.start).max()))
+        return cls(raw=np.stack(raw), u=np.stack(u), most_cusum=float(evaluate.most_cusum(np.stack(u), start=options.start).max()))
 
 
 def last_u(fleet: Fleet) -> np.ndarray:
@@ -217,7 +183,7 @@ def calibrated(raw: np.ndarray, start: int) -> dict[str, Rule]:
     """Each rule at the most sensitive setting that never fires on the healthy runs from `start` on."""
     z = np.nan_to_num(np.abs(trailing(raw)))[start:]
     limit = float(z.max())
-    rules: dict[str, Rule] = {"3-sigma": lambda x: first(np.nan_to_num(np.abs(trailing(x)))[start:].max(axis=2) > limit)}
+    rules: dict[str, Rule] = {"3-sigma": lambda x: evaluate.delays(np.nan_to_num(np.abs(trailing(x)))[start:].max(axis=2) > limit)}
     try:
         from river import drift
     except ImportError:
@@ -239,11 +205,6 @@ def trailing(raw: np.ndarray, window: int = 200) -> np.ndarray:
         past = raw[t - window:t]
         out[t] = (raw[t] - np.nanmean(past, axis=0)) / np.maximum(np.nanstd(past, axis=0), 1e-9)
     return out
-
-
-def first(fired: np.ndarray) -> list[float]:
-    """bool [batches, runs] → delay of each run."""
-    return [float(np.argmax(column)) + 1 if column.any() else math.inf for column in fired.T]
 
 
 def river_delays(raw: np.ndarray, make: Callable[[], object], start: int) -> list[float]:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from collector.metric_values import PUBLIC_EDGES
 from collector.records import BatchStats, SliceStats
 from detectors.bank import Bank
 from detectors.battery import Battery
-from detectors.bets import SHAPES, Bets, log_normaliser
+from detectors.bets import SHAPES, Bets, jump_log_ratio, log_normaliser
 from detectors.config import BatteryConfig, DetectorsConfig
 from detectors.contrasts import Grid, grid_values
 from detectors.features import FEATURES, features, sums
@@ -56,6 +56,40 @@ def test_normalisers_allow_for_heavier_tails_than_the_normal() -> None:
     for m in (0.4, 0.8, 1.6):
         assert math.log(np.exp(m * np.clip(draws, -5, 5)).mean()) == pytest.approx(log_normaliser(m), abs=0.05)
         assert m**2 / 2 < log_normaliser(m) < 5 * m
+
+
+def test_the_jump_bet_is_an_e_value_under_the_pessimistic_null() -> None:
+    def density(u: float) -> float:
+        return float(stats.t.pdf(u, 8, scale=1.05 / math.sqrt(8 / 6)) * math.exp(jump_log_ratio(np.array(u))))
+
+    assert integrate.quad(density, 4, 30)[0] == pytest.approx(1, abs=1e-6), "it is a density on [4, 30]"
+    assert density(3.9) == 0 and jump_log_ratio(np.array(8.0)) > 8.5
+
+
+def test_the_largest_gain_of_an_excursion_counts_at_most_the_cap() -> None:
+    bets = Bets()
+    bets.born(["up"])
+    quiet, great = np.zeros(1), np.full(1, 12.0)
+    for t in range(3):
+        bets.step(t, quiet, np.zeros(1), 7.0)
+    bets.step(3, great, np.zeros(1), 7.0)
+    one = bets.mean_log_sr()[0]
+    assert one < 7.0 + math.log(4) < bets.log_sr.max(), "SR + 1 starts on each of four batches, one capped gain"
+    bets.step(4, great, np.zeros(1), 7.0)
+    assert bets.mean_log_sr()[0] > one + 8, "the second one counts in full"
+
+
+def test_rates_are_compared_with_what_is_expected_so_vanishing_counts_are_no_change() -> None:
+    counts = np.zeros((4, 3, 24))
+    counts[..., 3] = 1000.0
+    counts[1] /= 20.0
+    shape = counts.shape[:2]
+    values = grid_values(Grid(sums=sums(counts), n_sequences=np.ones(shape), lag=np.zeros(shape), surprise=np.full((*shape, 2), np.nan)), min_tokens=10)
+    rates = [FEATURES.index(name) for name in ("clip", "tail1", "tail3")]
+    assert np.abs(values.x[1:, rates]).max() < 1e-12, "nothing was counted anywhere, on small slices as on large ones"
+    counts[2, :, 10] = 4.0
+    values = grid_values(Grid(sums=sums(counts), n_sequences=np.ones(shape), lag=np.zeros(shape), surprise=np.full((*shape, 2), np.nan)), min_tokens=10)
+    assert values.x[3, rates[1]] == pytest.approx(math.log(12 + 1)) and abs(values.x[2, rates[1]]) < 0.6
 
 
 @pytest.mark.statistical

@@ -34,6 +34,7 @@ class Family:
     missing: float = 0.0  # share of batches
     missing_slices: float = 0.0
     churn: float = 0.0  # chance a batch that a replica leaves or joins
+    cadence_day: float = 0.0  # from this day on batches are half as long
     step_days: float = 0.0  # a benign, undeclared step of +10 % every so many days
     sharpen_days: float = 0.0  # entropy falls thirty-fold over so many days, jumping back at a curriculum step
     sigma: float = 1.1  # spread of log |d| over tokens
@@ -55,6 +56,7 @@ NULLS = {family.name: family for family in (
     Family(name="hard_trend", phi=(0.9, 0.0), trend_a_day=0.8),
     Family(name="season", phi=(0.8, 0.0), season=0.15),
     Family(name="sawtooth", phi=(0.5, 0.0), sawtooth=0.15),
+    Family(name="cadence", phi=(0.8, 0.0), slice_phi=0.5, cadence_day=2.0),
     Family(name="steps", phi=(0.5, 0.0), step_days=10.0),
 )}
 
@@ -87,6 +89,9 @@ FAULTS = {fault.name: fault for fault in (
     Fault(name="position x1.2", scale=1.2, position=2), Fault(name="position x2", scale=2.0, position=2),
     Fault(name="1 % of requests", broken=0.01), Fault(name="tail only", tail_only=0.002), Fault(name="variance only", variance=0.2),
     Fault(name="clip 2 to 4 %", clip=0.02), Fault(name="sign shift", sign=0.03),
+    Fault(name="stale replica", scale=1.6, ramp=60, replica=3), Fault(name="1 % of one replica", broken=0.01, replica=3),
+    Fault(name="tail of one position", tail_only=0.002, position=2), Fault(name="clip of one replica", clip=0.02, replica=3),
+    Fault(name="sign of one replica", sign=0.03, replica=3),
 )}
 
 
@@ -127,6 +132,9 @@ class Simulation:
         here = np.ones((self.runs, self.replicas), bool)
         heavy, steps = rng.uniform(2, 10, self.runs), np.zeros(self.runs)
         for t in range(count):
+            if family.cadence_day and t == int(family.cadence_day * 1440 / MINUTES):
+                family = self.family = replace(family, tokens=family.tokens / 2, sequences=family.sequences / 2, slice_phi=family.slice_phi**0.5)
+                one, innovation = one**0.5, family.noise * np.sqrt(1 - one)
             fleet, before = one * fleet + two * before + innovation * rng.normal(size=self.runs), fleet
             for part in (rows, columns):
                 part *= family.slice_phi
@@ -166,19 +174,21 @@ class Simulation:
             mu = mu + np.where(on, np.log(fault.scale) * part, 0.0)
             if fault.variance:
                 mu = mu + fault.variance * rng.normal(size=(self.runs, 1, 1))
-            up = up + fault.sign
+            up = up + np.where(on, fault.sign, 0.0)
         tail = family.tail * np.ones(mu.shape)
         share = _shares(mu, family.sigma, tail)
         if fault is not None and fault.broken:
-            broken = rng.binomial(sequences.astype(int), fault.broken) / sequences
+            broken = np.where(on, rng.binomial(sequences.astype(int), fault.broken) / sequences, 0.0)
             share = (1 - broken)[..., None] * share + broken[..., None] * _shares(mu + np.log(10.0), family.sigma, tail)
         if fault is not None and fault.tail_only:
-            share = (1 - fault.tail_only) * share
-            share[..., 10] += fault.tail_only
+            moved = np.where(on, fault.tail_only, 0.0)
+            share = (1 - moved)[..., None] * share
+            share[..., 10] += moved
         if fault is not None and fault.clip:
             shrunk = _shares(mu - 0.35, family.sigma, tail)
-            share = (1 - fault.clip) * shrunk
-            share[..., 8] += fault.clip
+            clipped = (1 - fault.clip) * shrunk
+            clipped[..., 8] += fault.clip
+            share = np.where(on[..., None], clipped, share)
         tokens = np.where(present, tokens, 0)
         counts = rng.multinomial(tokens, share)
         positive = rng.binomial(counts, np.clip(up, 0, 1)[..., None])

@@ -18,8 +18,7 @@ Warm-up.     `warmup_rollouts`, for each coin and environment (label `env`) by i
              and environments differ.
 When it lies. A fault in more than a few per cent of the rollouts becomes the normal (the other streams see that one). Rollouts
              that are odd because their prompt is: they are averaged over one prompt, not over many alike, so a new kind of prompt under an
-             old `env` can page. After a restart the
-             normal is learnt anew. A healthy engine that makes one wildly odd rollout in a thousand cannot be told from a faulty one
+             old `env` can page. A healthy engine that makes one wildly odd rollout in a thousand cannot be told from a faulty one
              before a few thousand rollouts were learnt: it may page once.
 Example.     Two thousand healthy rollouts with s ≤ .9 and mean excess .2; s = 5: P ≤ .02·exp(−(5 − .5)/.26) → 1e-7.
 Source.      Vovk (conformal test martingales), Vovk & Wang (calibrators κ·p^(κ − 1)), Hill (1975); per-request faults in
@@ -31,7 +30,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -124,6 +125,17 @@ class Normal:
             del self._sorted[bisect_left(self._sorted, old[0])]
             self._with, self._tokens = self._with - (old[1] > 0), self._tokens - old[1]
 
+    def to_state(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"waiting": [list(item) for item in self._waiting], "learnt": [list(item) for item in self._learnt]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `to_state`."""
+        self._waiting = deque((float(s), int(c)) for s, c in state["waiting"])
+        self._learnt = deque((float(s), int(c)) for s, c in state["learnt"])
+        self._sorted = sorted(s for s, _ in self._learnt)
+        self._with, self._tokens = sum(c > 0 for _, c in self._learnt), sum(c for _, c in self._learnt)
+
     def outlier(self, centred: float) -> float:
         """P(a healthy rollout is at least this far out)."""
         n, at_least = len(self._sorted), len(self._sorted) - bisect_left(self._sorted, centred)
@@ -180,6 +192,18 @@ class Requests:
         recent.append(found.outlier)
         normal.learn(centred, found.confident)
         return judged
+
+    def to_state(self) -> list[dict[str, Any]]:
+        """What was learnt, JSON-able; groups in hand are left out."""
+        return [{"base": base, "env": env, "recent": list(self._recent[base, env]), "normal": normal.to_state()}
+                for (base, env), normal in self._normal.items()]
+
+    def restore(self, state: list[Mapping[str, Any]]) -> None:
+        """The inverse of `to_state`."""
+        for held in state:
+            normal, recent = self._kind(bool(held["base"]), str(held["env"]))
+            normal.restore(held["normal"])
+            recent.extend(float(value) for value in held["recent"])
 
     def _kind(self, base: bool, env: str) -> tuple[Normal, deque[float]]:
         """What is normal for rollouts of this coin and environment; the environment not heard of for longest is forgotten."""

@@ -24,7 +24,7 @@ from collector.sources.trainer_logprobs import parse_trainer_word
 from collector.store import Store
 from detectors.bank import Bank
 from klaxon.api import build_api
-from klaxon.bank_state import load
+from klaxon.bank_state import load, load_requests
 from klaxon.batches import BatchBuilder
 from klaxon.canary import Canary
 from klaxon.chores import schedule
@@ -83,19 +83,24 @@ class Daemon:
                              views=self._views() if config.weights.dir else None, refuse=self.ingest.refuse,
                              file_rollouts=self.store.append_rollouts, note=self.trainer.ledger.note,
                              opening=lambda: self.shadow is not None and bool(self.shadow.published))
+        load_requests(folder, self.worker.filing.requests)
         self.diagnostician = Diagnostician(config, worker=self.worker, shadow=self.shadow, taps=self.taps,
                                            alerts=self.alerts, say=self.say)
         self.canary = Canary(config.engine.url, config.canary, config.trainer.sampling.sampling(),
                              last_rollout_at=lambda: self.worker.last_rollout_at, say=self.say)
         self.live = Live(self)
         hooks = Hooks(say=self.say, observe=self.live.observation, quick=self.diagnostician.quick, diagnose=self.diagnostician.start,
-                      after_batch=self.diagnostician.after_batch, take_counts=self._take_counts, suspects=self._suspects)
+                      after_batch=self.diagnostician.after_batch, take_counts=self._take_counts, suspects=self._suspects, requests_state=self._requests_state)
         self.watch = Watch(config, bank=self.bank, builder=builder, builder_lock=lock, store=self.store,
                            alerts=self.alerts, hooks=hooks, clock=time.time)
         self.api: FastAPI = build_api(self.store, self.live)
         self.token = read_token(config)
         self.api.include_router(ingest_router(self.ingest, token=self.token, weights=self.trainer.take_checked_weights))
         self.socket = Path(config.daemon.socket or folder / "klaxon.sock")
+
+    def _requests_state(self) -> list[dict[str, Any]]:
+        with self.worker.builder_lock:  # the worker learns under it
+            return self.worker.filing.requests.to_state()
 
     def _views(self) -> ShadowViews | None:
         if self.shadow is None:

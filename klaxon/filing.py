@@ -47,7 +47,7 @@ class Filing:
                                               patience_seconds=config.sources.join_seconds)
         self.trainer_logprobs_seen = False
         self._contexts = Contexts()
-        self._requests = Requests(config.detectors.requests)
+        self.requests = Requests(config.detectors.requests)
         self.suspects: deque[tuple[int, str]] = deque(maxlen=SUSPECTS)  # (batch, request id) of rollouts far outside the healthy ones
 
     def file(self, arrived: Rollout, kept: Rollout | None, shadow: Score | None, *, now: float) -> tuple[int, Score | None]:
@@ -114,7 +114,7 @@ class Filing:
 
     def _odd(self, t: int, rollout: Rollout, judged: Score) -> dict[str, float]:
         """What this rollout alone says about corrupted requests; one far outside the healthy ones is remembered."""
-        found = self._requests.judge(rollout, judged)
+        found = self.requests.judge(rollout, judged)
         if found.probability is not None and found.probability <= self.config.detectors.requests.suspect_probability:
             self.suspects.append((t, rollout.request_id))
             self.counts["suspect_rollouts"] += 1

@@ -48,6 +48,7 @@ class TrainerSide:
         self.past = SeriesBattery(config.detectors.battery, share=1.0)  # the bank weighs its streams
         self._cap = budget.ln_a(config.detectors.false_alarms, batch_seconds=config.daemon.batch_seconds) / 2
         self._past_steps: dict[str, tuple[int, int]] = {}  # metric → (newest step taken, how many)
+        self._take_up_past()
         self._stored = dict(store.query('SELECT source, max("at") FROM metrics GROUP BY source'))  # by an earlier daemon of this run
         self.counts: Counter[str] = Counter()  # polls that failed, by source
         self.noticed: Counter[str] = Counter()  # rows that came twice, out of order or from the future
@@ -171,17 +172,28 @@ class TrainerSide:
         if found := reference.gains(self.band, step, fresh):
             self.bet(found)
 
-
     def _against_past(self, step: int, numbers: dict[str, float]) -> None:
-        """Each watched metric bets on leaving its own past, once a step; it learns anew after a restart of the daemon."""
+        """Each watched metric bets on leaving its own past, once a step."""
         gains: dict[str, float] = {}
         for name in self.config.metrics.detect:
-            value, (newest, count) = numbers.get(name, math.nan), self._past_steps.get(name, (-1, 0))
-            if math.isfinite(value) and step > newest:
-                self._past_steps[name] = step, count + 1
-                gains |= self.past.gains(count, {name: (value, 1.0)}, cap=self._cap)
+            gains |= self._past_gains(name, step, numbers.get(name, math.nan))
         if gains:
             self.bet(gains)
+
+    def _past_gains(self, name: str, step: int, value: float) -> dict[str, float]:
+        newest, count = self._past_steps.get(name, (-1, 0))
+        if not math.isfinite(value) or step <= newest:
+            return {}
+        self._past_steps[name] = step, count + 1
+        return self.past.gains(count, {name: (value, 1.0)}, cap=self._cap)
+
+    def _take_up_past(self) -> None:
+        """Learn again what an earlier daemon of this run has stored; it has bet on that already."""
+        for name in self.config.metrics.detect:
+            stored = self.store.query('SELECT step, value FROM metrics WHERE name = ? ORDER BY "at" DESC, step DESC LIMIT ?',
+                                      [name, 3 * self.config.detectors.battery.memory_batches])
+            for step, value in reversed(stored):
+                self._past_gains(name, step, math.nan if value is None else value)
 
 
 def _announced(message: dict[str, Any]) -> tuple[str, str]:

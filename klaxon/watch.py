@@ -51,6 +51,7 @@ class Hooks:
     diagnose: Callable[[Drift], None]  # start the competition
     after_batch: Callable[[], None]
     take_counts: Callable[[], dict[str, int]]  # refused and lost since the last batch
+    requests_state: Callable[[], list[dict[str, Any]]] = list  # what was learnt about single requests
     suspects: Callable[[int, int], list[str]] = lambda first, last: []  # keyed hashes of odd rollouts of batches first … last
 
 
@@ -252,7 +253,7 @@ class Watch(threading.Thread):
         if batch.t % EVERY_BATCHES or self._unstored:
             return
         try:
-            save(self.bank, Path(self.config.run.dir), self.config.detectors)
+            save(self.bank, Path(self.config.run.dir), self.config.detectors, requests=self.hooks.requests_state())
         except OSError as error:
             self.counts["state_errors"] += 1
             log.error("the detectors' state is not saved: %s", error)

@@ -14,9 +14,12 @@ import pytest
 
 from collector.records import Rollout, Score
 from collector.sources.rollout_json import read_rollouts
+from detectors.bank import Bank
+from detectors.config import DetectorsConfig
 from detectors.esr import ShiryaevRoberts
 from detectors.requests import Normal, Requests, oddness, stream, streams
 from detectors.requests_config import RequestsConfig
+from klaxon import bank_state
 
 HERE = Path(__file__).parent
 RECORDINGS = HERE.parent / "klaxon" / "recordings"
@@ -170,3 +173,22 @@ def test_a_rollout_that_cannot_be_compared_is_left_out() -> None:
     outside[:] = -np.inf
     found = oddness(rollout, Score(request_id="r", views={"expected": outside}), min_tokens=1)
     assert found is not None and np.isfinite(found.outlier) and found.outlier > 3
+
+
+def test_what_was_learnt_survives_a_restart(tmp_path: Path) -> None:
+    rng, whole = np.random.default_rng(5), Requests(CONFIG)
+    for i in range(900):
+        whole.weigh(oddness(*bootstrapped(rng, "recorded"), min_tokens=CONFIG.min_tokens), base=True, group=(i,))
+    bank_state.save(Bank(DetectorsConfig(), batch_seconds=120), tmp_path, DetectorsConfig(), requests=whole.to_state())
+    restored = Requests(CONFIG)
+    assert restored.learning and bank_state.load_requests(tmp_path, restored) and not restored.learning
+    for i in range(900, 960):
+        found = oddness(*(BAD[i % len(BAD)] if i % 20 == 0 else bootstrapped(rng, "recorded")), min_tokens=CONFIG.min_tokens)
+        assert restored.weigh(found, base=True, group=(i,)) == whole.weigh(found, base=True, group=(i,))
+    assert restored.to_state() == whole.to_state()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"requests": 7}', '{"requests": [{"base": 1}]}'])
+def test_a_state_that_cannot_be_read_means_learning_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / bank_state.NAME).write_text(text)
+    assert not bank_state.load_requests(tmp_path, Requests(CONFIG))

@@ -58,3 +58,20 @@ def test_an_entropy_collapse_pages_and_a_slow_decline_does_not(tmp_path: Path) -
 
 def test_a_metric_nobody_watches_bets_nothing(tmp_path: Path) -> None:
     assert evidence(tmp_path, "entropy", entropies(fall=0.5), detect=["reward"])[1] == -math.inf
+
+
+def test_a_restart_takes_up_the_past_it_has_stored(tmp_path: Path) -> None:
+    config = Config.model_validate({"shadow": {"enabled": False}, "run": {"dir": str(tmp_path)}})
+    values, told = entropies(fall=1.0)[:300], []
+    for restarted, part in ((False, range(250)), (True, range(245, 300))):
+        store = Store(tmp_path / "k.duckdb", threads=1)
+        try:
+            trainer = TrainerSide(config, store, lambda *_: None)
+            trainer.bet = told.append
+            assert trainer.past.series.keys() == ({"entropy"} if restarted else set())
+            told.clear()
+            for step in part:
+                trainer.take_metrics({"step": step, "metrics": {"entropy": float(values[step])}, "at": 1e9 + step})
+        finally:
+            store.close()
+    assert len(told) == 50, "every new step bets at once: nothing is learnt anew, and no step bets twice"

@@ -36,7 +36,7 @@ SHAPES = {"up": (0.4, 0.8, 1.6, 2.5), "both": (0.5, -0.5, 1.5, -1.5), "jump": (1
 WIDER, BURST_SHARE, BURST_SHIFT = 1.7, 0.3, 2.5
 JUMP_SHARE, JUMP_FROM, JUMP_TO = 0.5, 4.0, 30.0
 NULL_SD, NULL_DF = 1.05, 8
-WINSOR = 4.0
+WINSOR = 8.0  # nats: one gain teaches a stream's mean of e no more
 Z90 = 1.7
 
 

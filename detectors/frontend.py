@@ -7,7 +7,7 @@ Statistic.   x̂ = forgetting ridge regression on [1, t, z₁, z₂] (z₁ repor
              AR(p ≤ 2) (Yule–Walker on delayed residuals, partial correlations up to .98), then divided by its innovation
              standard deviation, by √(long-run variance at 8 and 32 batches), and by the noise of a batch with fewer
              sequences than usual.
-Units.       u: standard deviations of the whitened residual. `doubt`: 0.3 standard errors of the baseline, same unit.
+Units.       u: standard deviations of the whitened residual. `doubt`: 0.7 standard errors of the baseline, same unit.
 Guarantee.   None exact: u is centred with variance near 1 as far as residuals look like the recent past. Bets allow for
              wider, heavier-tailed u and for `doubt` (bets.py); the live audit measures what is left (audit.py).
 Warm-up.     `ready` after `warmup` learnt batches; a late stream that was given the fleet's noise needs a third of that.
@@ -30,9 +30,8 @@ HUBER, CONDITION = 2.5, 3.0
 MAX_PARTIAL, MIN_PARTIAL = 0.98, -0.3
 SCALES = (1 / 8, 1 / 32)  # forgetting of the two running means behind the long-run variance
 SHRINK = 2.0  # runs of a scale's length at which the long-run variance is believed half
-SURE = 0.7  # standard errors taken off an estimate of the long-run variance before it widens anything
 POWER_CLIP = 4.0  # a fault must not pass for memory: one batch counts at most so many times the usual
-DOUBT = 0.3
+DOUBT = 0.7
 KNOWN = 40.0  # learnt residuals from which on u is taken into the long-run variance and the bets' own mean
 STRANGE, STRANGE_LEAST = 4.0, 0.1
 SOLVE_EVERY = 8  # a stream's baseline is solved again every so many batches
@@ -140,8 +139,7 @@ class FrontEnd(Arrays):
         ratio = []
         for i, rate in enumerate(SCALES):
             runs = mass * rate
-            estimate = self.power[i] / mass * (2 - rate) / rate * np.maximum(1 - SURE * np.sqrt(2 / (1 + runs)), 0.0)
-            ratio.append((estimate - 1) * runs / (runs + SHRINK))
+            ratio.append((self.power[i] / mass * (2 - rate) / rate - 1) * runs / (runs + SHRINK))
         return np.sqrt(1 + np.clip(np.maximum(*ratio), 0.0, 400.0))
 
     def sd(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -43,6 +43,8 @@ class BatteryConfig(BaseModel):
     delay_batches: int = Field(30, ge=1, description="a batch teaches the baseline only this many batches later")
     memory_batches: int = Field(800, ge=40, description="the baseline forgets with this time constant")
     dead_band_ratio: float = Field(1.01, ge=1, description="a rise of mean |d| by less than this factor is not worth a page")
+    rebaseline_on: tuple[Literal["engine_restart", "engine_config"], ...] = Field(
+        (), description="changes of an engine after which the battery learns again by itself; a faulty upgrade is such a change too")
     min_tokens: int = Field(50, ge=1, description="a slice with fewer scored tokens in a batch is left out of it")
 
 

@@ -61,7 +61,7 @@ class Daemon:
         self.alerts = Alerts(config.alerts, folder / "control.sqlite", run=config.run.name,
                              budget_text=config.detectors.false_alarms,
                              batch_seconds=config.daemon.batch_seconds)
-        self.taps = TapBook(self.say)
+        self.taps = TapBook(self._engine_says)
         self.probe = EngineProbe(config.engine.url, self.say)
         self.inbox = TapInbox(config.sources.inbox_rollouts)
         self.trainer = TrainerSide(config, self.store, self.say)
@@ -144,6 +144,16 @@ class Daemon:
         except Unavailable as error:
             self.counts["store_errors"] += 1
             log.error("this event is not stored: %s", error)
+
+    def _engine_says(self, kind: str, text: str, data: dict) -> None:
+        """An event of an engine; one the operator declared harmless beforehand teaches the battery anew, unless an alarm is open."""
+        self.say(kind, text, data)
+        if kind not in self.config.detectors.battery.rebaseline_on:
+            return
+        if self.bank.firing:
+            self.say("rebaseline_left_out", f"an alarm is open, so what is normal stays what it was: {text}", {})
+        else:
+            self.watch.rebaseline(text)
 
     def _rebaseline(self, message: dict) -> None:
         reason = message["reason"]

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
+from klaxon.app import Daemon
+from klaxon.config import parse_config
 from klaxon.taps import ALIVE_SECONDS, TapBook
 
 
@@ -38,3 +44,21 @@ def test_what_cannot_be_reported_is_counted_by_reason() -> None:
     taps.beat(beat(1, without_logprobs=4, multimodal=1), now=0.0)
     taps.beat({"source": "proxy", "engine": "p", "pid": 9, "dialects": {"openai": {"rollouts": 7, "unusable_no_ids": 2}, "tgi": {"unusable_no_ids": 1}}}, now=0.0)
     assert taps.counts() == {"without_logprobs": 4, "multimodal": 1, "unusable_no_ids": 3}
+
+
+@pytest.mark.parametrize(("declared", "asked"), [((), []), (("engine_config",), ["engine e: logprobs_mode changed from processed_logprobs to raw_logprobs"])])
+def test_only_a_change_declared_beforehand_teaches_the_battery_anew(tmp_path, monkeypatch, declared, asked) -> None:
+    data = {"run": {"name": "r", "dir": str(tmp_path)}, "shadow": {"enabled": False}, "detectors": {"battery": {"rebaseline_on": list(declared)}}}
+    daemon = Daemon(parse_config(data, where="test"))
+    try:
+        reasons: list[str] = []
+        monkeypatch.setattr(daemon.watch, "rebaseline", reasons.append)
+        for _ in range(2):
+            for message in (beat(1), beat(1, config={"logprobs_mode": "raw_logprobs"})):
+                daemon.ingest.take(json.dumps({"kind": "heartbeat", **message}).encode(), sender="test")
+            assert reasons == asked
+            reasons.clear()
+            daemon.bank._alarm_t = 7  # an open alarm is not buried
+            asked = []
+    finally:
+        daemon.store.close()

@@ -9,7 +9,7 @@ from typing import Any
 from collector.errors import ConfigError, InputError
 from detectors import budget
 from detectors.audit import Audit
-from detectors.battery import Battery
+from detectors.battery import CAP, Battery
 from detectors.config import BatteryConfig
 from detectors.series import SeriesBattery
 from klaxon.batch_lines import Line, parse_line
@@ -115,7 +115,7 @@ class Detecting:
             if self._battery is None:
                 self._battery = Battery(self._config, share=FIRST_SHARE if self._series is None else 1 - FIRST_SHARE)
             self._names |= line.names or {}
-            self._battery.update(line.look, cap=cap)
+            self._battery.update(line.look, cap=CAP * self.ln_a)
             self.notices += self._audit.take(self._battery.block, paused=self.ln_m >= self.ln_a)
 
     def _where(self, line: Line) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from collector.records import Rollout
 from collector.sources.config import SamplerConfig
 
 Stratum = tuple[str, str | None, int]
+LATE_SECONDS, CATCH_UP, RECOVER = 60.0, 0.7, 1.25
 _PROMPT_BUCKETS = (256, 1024, 4096, 16384)
 
 
@@ -42,7 +43,9 @@ class Draw:
 class TwoCoinSampler:
     """Splits `tokens_per_minute` evenly over the strata seen in the previous minute (what one leaves, others get).
 
-    Every probability of a minute follows from the minute before it alone.
+    Every probability of a minute follows from the minute before it alone. Where rollouts wait for the scorer longer than
+    LATE_SECONDS, the budget of the next minute is what it got done, less a part that works off the backlog: a scorer too slow for
+    its budget sees fewer rollouts of now, not all of them an hour late.
     """
 
     def __init__(self, config: SamplerConfig) -> None:
@@ -52,11 +55,18 @@ class TwoCoinSampler:
         self._prompts: set[str] = set()  # groups offered in the running minute: a prompt is forwarded once
         self._probability: dict[Stratum, float] = {}
         self._default = 1.0  # a stratum never seen: what an even share would allow
+        self._kept = self._drawn = 0  # tokens kept and rollouts offered in the running minute
+        self._waited, self._backlog = 0.0, 0  # the longest wait (seconds) and the newest backlog (rollouts) of the running minute
+        self.limit: float | None = None  # tokens a minute while the scorer is late; None = it keeps up
         self._hinted = 0  # tokens of suspicious rollouts in the running minute
         self._hint_probability = config.hint_probability
         self._lengths: dict[Stratum, list[int]] = defaultdict(list)  # completion lengths of the running minute
         self._lows: dict[Stratum, list[float]] = defaultdict(list)  # each rollout's least likely token, nats
         self._usual: dict[Stratum, Usual] = {}  # from the minute before
+
+    def note_wait(self, seconds: float, backlog: int) -> None:
+        """What the worker found: how long the oldest rollout in hand has waited, and how many wait behind it."""
+        self._waited, self._backlog = max(self._waited, seconds), backlog
 
     def draw(self, rollout: Rollout, *, now: float) -> Draw:
         """Flip both coins for one rollout; `now` is UTC seconds."""
@@ -65,6 +75,7 @@ class TwoCoinSampler:
         group = group_of(rollout)
         cost = rollout.n_tokens + (0 if group in self._prompts else rollout.prompt_tokens_P.size)
         self._tokens[stratum] += cost
+        self._drawn += 1
         self._prompts.add(group)
         self._lengths[stratum].append(rollout.n_tokens)
         self._lows[stratum].append(least_likely(rollout))
@@ -76,6 +87,7 @@ class TwoCoinSampler:
         hint = _coin(self.config.seed, "hint", rollout.request_id) < p_hint
         if not (base or hint):
             return Draw(rollout=None, base=False, hinted=hinted)
+        self._kept += cost
         inclusion = p_base + (1.0 - p_base) * p_hint
         return Draw(rollout=replace(rollout, inclusion_probability=inclusion, base_coin=base), base=base, hinted=hinted)
 
@@ -86,15 +98,24 @@ class TwoCoinSampler:
         if minute == self._minute:
             return
         gap = minute - self._minute
-        offered, hinted = (dict(self._tokens), self._hinted) if gap == 1 else ({}, 0)
-        self._hint_probability = hint_probability(hinted, self.config)
-        self._probability, self._default = base_probabilities(offered, self.config, for_hints=self._hint_probability * hinted)
+        late = self._waited > LATE_SECONDS
+        offered, hinted = (dict(self._tokens), self._hinted) if gap == 1 or late else ({}, 0)
+        if late:
+            arrived = (self._drawn + self._backlog) / max(self._drawn, 1) / gap  # the backlog will be offered too
+            offered, hinted = {stratum: round(tokens * arrived) for stratum, tokens in offered.items()}, round(hinted * arrived)
+            self.limit = max(CATCH_UP * self._kept / gap, 1.0)
+        elif self.limit is not None:
+            self.limit = self.limit * RECOVER if self.limit * RECOVER < self.config.tokens_per_minute else None
+        config = self.config if self.limit is None else self.config.model_copy(update={"tokens_per_minute": max(1, int(min(self.limit, self.config.tokens_per_minute)))})
+        self._hint_probability = hint_probability(hinted, config)
+        self._probability, self._default = base_probabilities(offered, config, for_hints=self._hint_probability * hinted)
         self._usual = {stratum: Usual.of(lengths, self._lows[stratum]) for stratum, lengths in self._lengths.items()}
         self._tokens.clear()
         self._prompts.clear()
         self._lengths.clear()
         self._lows.clear()
-        self._hinted, self._minute = 0, minute
+        self._hinted = self._kept = self._drawn = 0
+        self._waited, self._minute = 0.0, minute
 
 
 def hint_probability(hinted_tokens: int, config: SamplerConfig) -> float:

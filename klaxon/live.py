@@ -82,7 +82,7 @@ class Live:
         return Observation(
             now=now, started_at=daemon.started_at, engines=engines, last_rollout_at=daemon.worker.last_rollout_at,
             longest_rollout_gap_seconds=daemon.worker.longest_gap_seconds, published=daemon.trainer.ledger.published(), versions=versions,
-            oldest_unscored_at=daemon.worker.busy_since, disk_free_bytes=daemon.store.free_bytes(),
+            oldest_unscored_at=daemon.worker.oldest_unscored_at, disk_free_bytes=daemon.store.free_bytes(),
             store_refusing_since=daemon.watch.store_refusing_since, declared_dtype=daemon.config.contract.engine_dtype,
             engine_dtype=_engine_dtype(daemon.taps.engine_config()), trainer=daemon.trainer.health.facts(now))
 
@@ -150,6 +150,8 @@ class Live:
             spots.append(f"{silent} of {seen} rollouts the trainer has said nothing about (yet)")
         if moved := daemon.worker.counts["trainer_moved_on"]:
             spots.append(f"{moved} rollouts the trainer recomputed with newer weights: staleness and mismatch are mixed there")
+        if (limit := daemon.worker.sampler.limit) is not None:
+            spots.append(f"the scorer is slower than its budget: {limit:,.0f} of {daemon.config.sampler.tokens_per_minute:,} tokens a minute are scored until it has caught up")
         if strided := daemon.worker.counts["skipped_by_stride"]:
             spots.append(f"{strided} of {seen} rollouts come from versions that are not scored ([weights] every = {daemon.config.weights.every})")
         if foreign := self._from_scorer().get("left_out_tokens_token_out_of_range"):

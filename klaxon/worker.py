@@ -110,6 +110,11 @@ class Worker(threading.Thread):
             return False
         return True
 
+    @property
+    def oldest_unscored_at(self) -> float | None:
+        """Since when the oldest rollout waits, in hand or in the inbox; None when none does."""
+        return min((at for at in (self.busy_since, self.inbox.oldest_at) if at is not None), default=None)
+
     def stop(self) -> None:
         """Ask the thread to end after the group in hand."""
         self._halt.set()
@@ -129,6 +134,8 @@ class Worker(threading.Thread):
     def step(self) -> bool:
         """Handle one group of rollouts; False when there was nothing to do."""
         now = self.clock()
+        oldest = self.inbox.oldest_at
+        self.sampler.note_wait(0.0 if oldest is None else now - oldest, max(len(self.inbox) - GROUP_ROLLOUTS, 0))
         arrived = [self._assume(rollout) for rollout in self._arrivals()]
         ready = arrived + self._due(now)
         if own := [rollout for rollout in arrived if rollout.traffic != "canary"]:

@@ -100,3 +100,28 @@ def test_the_hint_coin_spends_at_most_its_share_of_the_budget():
     hint_tokens = sum(40 for draw in kept if draw.rollout is not None and not draw.base)
     all_tokens = sum(40 for draw in kept if draw.rollout is not None)
     assert 800 < hint_tokens < 2000 and 6500 < all_tokens < 9500
+
+
+def test_a_scorer_too_slow_for_its_budget_is_offered_less_until_it_keeps_up() -> None:
+    sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=100_000, hint_probability=0))
+    kept: dict[int, int] = {}
+    for minute in range(48):
+        slow = minute < 20  # 100 groups of 30 tokens arrive a minute, 900 tokens of them can be scored
+        waiting = 0.0 if not slow or kept.get(minute - 1, 10**6) <= 900 and minute > 1 else 90.0
+        sampler.note_wait(waiting, backlog=0)
+        draws = [sampler.draw(rollout(f"{minute}-{i}"), now=60.0 * minute) for i in range(100)]
+        sampler.note_wait(waiting, backlog=0)
+        kept[minute] = sum(30 for draw in draws if draw.rollout is not None)
+        assert {draw.rollout.inclusion_probability for draw in draws if draw.rollout} <= {sampler._probability.get(("a", "1", 0), 1.0)}
+    assert kept[0] == 3000 and max(kept[minute] for minute in range(8, 20)) < 2000, "every minute late takes a part away"
+    assert kept[47] == 3000 and sampler.limit is None, "and minutes in time give it back"
+
+
+def test_a_backlog_counts_as_offered() -> None:
+    sampler = TwoCoinSampler(SamplerConfig(tokens_per_minute=100_000, hint_probability=0))
+    for i in range(50):
+        sampler.draw(rollout(f"a{i}"), now=0.0)
+    sampler.note_wait(120.0, backlog=450)
+    sampler.draw(rollout("b"), now=61.0)
+    assert sampler.limit == pytest.approx(0.7 * 1500)
+    assert sampler._probability["a", "1", 0] == pytest.approx(1050 / 15_000, abs=1e-3), "ten times as much is on its way"

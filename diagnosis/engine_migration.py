@@ -46,7 +46,7 @@ def prefix_cache(told: Told, assumed: Assumed) -> Check:
         seen += f"; {told.prefix_hits:,.0f} of {told.prefix_queries:,.0f} prompt tokens came from it"
     updates, reset = resets(told.calls)
     if not updates:
-        return Check(name=name, state="risky", seen=f"{seen}; no weight update was seen, so no reset either", why=why, do=do)
+        return Check(name=name, state="risky", seen=f"{seen}; no weight update was seen, so no reset either (a daemon with --klaxon sees them)", why=why, do=do)
     seen += f"; {reset} of {updates} weight updates seen came with a reset"
     return Check(name=name, state="ok" if reset == updates else "wrong", seen=seen, why=why, do="" if reset == updates else do)
 

@@ -14,7 +14,7 @@ TIGHT_NATS = 1e-3
 
 def cascade(told: Told, assumed: Assumed) -> Check:
     """Risky unless disabled."""
-    name, why = "cascade attention", "Its split-KV path gave wrong attention for grouped query heads on GPUs before Hopper (vllm#22103), with long shared prefixes."
+    name, why = "cascade attention", "Its split-KV path gave wrong attention for grouped query heads with long shared prefixes on GPUs other than Hopper (vllm#22103)."
     disabled = told.flag("model_config", "disable_cascade_attn")
     if disabled is None:
         return untold(name, why, asked="disable_cascade_attn")
@@ -54,7 +54,7 @@ def batch_invariance(told: Told, assumed: Assumed) -> Check:
 
 def body_dtype(told: Told, assumed: Assumed) -> Check:
     """Wrong against the contract, and for a float32 trainer with a bf16 engine; risky for any other difference."""
-    name, why = "body dtype", "A float32 trainer makes steps smaller than the engine's bf16 can hold: the engine lags behind for ever (mean |d| .45 to .78 was seen)."
+    name, why = "body dtype", "Two precisions are a mismatch of their own; worst is a float32 trainer with a bf16 engine, whose small steps never reach the engine (mean |d| .45 to .78 was seen)."
     engine = told.dtype()
     if engine is None:
         return untold(name, why, asked="dtype")
@@ -102,7 +102,7 @@ def quantization(told: Told, assumed: Assumed) -> Check:
 
 def attention_backend(told: Told, assumed: Assumed) -> Check:
     """Ok when named; vLLM does not tell what it chose by itself."""
-    name, why = "attention backend", "Two replicas on different kernels differ by more than the floor, and an upgrade may choose another one without a word."
+    name, why = "attention backend", "Kernels sum in different orders and some have faults of their own (fp8 KV on FlashAttention 3: vllm#54035), and an upgrade may choose another one."
     found = told.get("attention_config", "backend")
     if found is None:
         return untold(name, why, asked="attention backend")
@@ -147,7 +147,7 @@ def parallel(told: Told, assumed: Assumed) -> Check:
 
 def experts(told: Told, assumed: Assumed) -> Check:
     """Ok without experts; risky where the routes are not replayed."""
-    name, why = "MoE backend", "Engine and trainer send about one token in ten to other experts in each layer; replaying the routes halves the KL (prime-rl#2808)."
+    name, why = "MoE backend", "About a tenth of the router's choices differ between engine and trainer; replaying the engine's routes in the trainer halves the KL (prime-rl#2808)."
     there = told.experts()
     if there is None:
         return untold(name, why, asked="is_moe_model")

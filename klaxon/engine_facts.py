@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def ask(url: str, *, model: str = "", daemon: str = "", progress: Callable[[str]
         response, sources[path] = _get(client, path, **options)
         return response
 
-    with client:
+    with closing(client):
         version = _text(_object(get("/version"), "/version", sources).get("version"))
         models = _object(get("/v1/models"), "/v1/models", sources).get("data")
         metrics = _metrics(get("/metrics"), sources)

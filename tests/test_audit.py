@@ -208,6 +208,17 @@ def test_generation_config_is_a_trap_unless_declared_or_switched_off(engine, mod
     assert states(ask(engine.url).told)["generation_config"].state == "unknown", "the folder the engine names is not on this machine"
 
 
+def test_the_folder_the_engine_names_is_read_where_this_machine_has_it(engine, model):
+    (model / "config.json").write_text('{"head_dtype": "float32"}')
+    (model / "generation_config.json").write_text('{"temperature": 0.6}')
+    engine.configure("model_config", model=str(model), dtype="torch.bfloat16")
+    told = ask(engine.url).told
+    assert states(told)["generation_config"].state == "risky"
+    assert states(told, Assumed(head_dtype="float32"))["logits head dtype"].state == "ok", "config.json asks for a float32 head"
+    engine.configure("model_config", model=model.name)
+    assert ask(engine.url).told.generation_config is None, "a relative path is relative to the engine's folder, not to ours"
+
+
 def test_a_model_folder_that_cannot_be_read_is_named(engine, model):
     (model / "generation_config.json").write_text("{")
     with pytest.raises(InputError, match=r"generation_config\.json: cannot be read"):

@@ -197,6 +197,6 @@ def test_a_canary_is_reported_under_its_mark(tapped):
 
 def test_the_audit_reads_every_setting_of_a_live_engine(tapped):
     engine, _, _ = tapped
-    asked = ask(engine.url)
+    asked = ask(engine.url, model=str(DEFAULT_FOLDER))
     untold = {check.name for check in audit(asked.told, Assumed(head_dtype="float32", body_dtype=engine_dtype())) if check.state == "unknown"}
     assert set(asked.sources.values()) == {"answers"} and untold <= {"attention backend"}, "vLLM does not tell the kernel it chose"

@@ -21,7 +21,7 @@ def logprobs_mode(told: Told, assumed: Assumed) -> Check:
     name, why = "logprobs mode", ("Raw logprobs leave out temperature, penalties and truncation, so every policy ratio is off from the first step; "
                                   "V0 reported processed ones, V1 reports raw ones unless told.")
     found = told.get("model_config", "logprobs_mode")
-    if found is None:
+    if not found or not isinstance(found[0], str):
         return untold(name, why, asked="logprobs_mode")
     expected = assumed.logprobs_mode or "processed_logprobs"
     seen = f"{said(found, 'logprobs_mode')}; the trainer takes them for {expected}{'' if assumed.logprobs_mode else ' (not declared)'}"
@@ -100,7 +100,7 @@ def engine_head(told: Told) -> tuple[str, str] | None:
         value, source = told.model_config.get("head_dtype"), "config.json"
     if value in (None, "model"):
         value, source = told.dtype(), "as the body: no head_dtype in --hf-overrides"
-    return (dtype_name(str(value)), source) if value else None
+    return (dtype_name(value), source) if isinstance(value, str) else None
 
 
 def resets(calls: Sequence[tuple[str, str]]) -> tuple[int, int]:

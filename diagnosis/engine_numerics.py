@@ -87,7 +87,7 @@ def quantization(told: Told, assumed: Assumed) -> Check:
     """Ok without; wrong when the contract names another; risky without a correction."""
     name, why = "quantization", "Quantised rollouts shift every logprob a little: 2 to 4 times the bf16 floor for fp8, so the trainer needs a correction such as TIS with cap 2."
     found = told.get("model_config", "quantization")
-    if found is None:
+    if not found or not isinstance(found[0], (str, type(None))):
         return untold(name, why, asked="quantization")
     seen = said(found, "quantization")
     if not found[0]:
@@ -104,7 +104,7 @@ def attention_backend(told: Told, assumed: Assumed) -> Check:
     """Ok when named; vLLM does not tell what it chose by itself."""
     name, why = "attention backend", "Kernels sum in different orders and some have faults of their own (fp8 KV on FlashAttention 3: vllm#54035), and an upgrade may choose another one."
     found = told.get("attention_config", "backend")
-    if found is None:
+    if not found or not isinstance(found[0], (str, type(None))):
         return untold(name, why, asked="attention backend")
     if not found[0] or str(found[0]).lower() == "auto":
         return Check(name=name, state="unknown", seen="chosen by vLLM itself (no --attention-backend); its start log names it", why=why,
@@ -134,7 +134,7 @@ def parallel(told: Told, assumed: Assumed) -> Check:
     sizes = {word: told.get("parallel_config", key) for word, key in
              (("TP", "tensor_parallel_size"), ("DP", "data_parallel_size"), ("PP", "pipeline_parallel_size"))}
     expert = told.flag("parallel_config", "enable_expert_parallel")
-    if expert is None or any(found is None for found in sizes.values()):
+    if expert is None or any(not found or not isinstance(found[0], int) for found in sizes.values()):
         return untold(name, why, asked="parallel_config")
     counts = {word: found[0] for word, found in sizes.items() if found}
     seen = ", ".join(f"{word} {count}" for word, count in counts.items()) + f", EP {'on' if expert else 'off'} (/server_info)"
@@ -165,7 +165,7 @@ def speculative(told: Told, assumed: Assumed) -> Check:
     if told.config is None or "speculative_config" not in told.config:
         return untold(name, why, asked="speculative_config")
     config: Any = told.config["speculative_config"]
-    if not config:
+    if config is None:
         return Check(name=name, state="ok", seen="speculative_config = None (/server_info)", why=why)
     method = config.get("method", "not told") if isinstance(config, Mapping) else "not told"
     return Check(name=name, state="risky", seen=f"speculative_config: method {method} (/server_info)", why=why, do="vllm serve … without --speculative-config")

@@ -178,6 +178,17 @@ def test_one_changed_setting_changes_its_line(engine, model, section, values, na
     assert after == state != before
 
 
+@pytest.mark.parametrize("value", [None, 3, "x", [], {}, True, -1.5, {"head_dtype": 7}])
+def test_no_setting_of_any_type_breaks_the_checklist(value):
+    config = json.loads((FIXTURES / "server_info.json").read_bytes())["vllm_config"]
+    assumed = Assumed(head_dtype="float32", body_dtype="bfloat16", engine_dtype="fp8")
+    for section, settings in config.items():
+        for key in settings if isinstance(settings, dict) else ():
+            told = Told(version="0.32.0", config={**config, section: {**settings, key: value}}, generation_config={"top_k": value}, model_config={"head_dtype": value})
+            assert len(audit(told, assumed)) == len(CHECKS)
+        assert len(audit(Told(config={**config, section: value}, tap={"dtype": value}), assumed)) == len(CHECKS)
+
+
 def test_penalties_the_trainer_declares_make_async_scheduling_wrong():
     told = Told(tap={"async_scheduling": True})
     assert states(told, Assumed(sampling=Sampling(repetition_penalty=1.1)))["async scheduling"].state == "wrong"

@@ -11,6 +11,9 @@ from diagnosis.engine_told import DEV_MODE, Assumed, Check, Told, said, untold
 TIGHT_NATS = 1e-3
 """A healthy bf16 pair has mean |d| of .01 to .03 nats, float32 on both sides .002: a contract below this needs batch invariance."""
 
+GRAPH_MODES = {"0": "NONE", "1": "PIECEWISE", "2": "FULL", "[2, 0]": "FULL_DECODE_ONLY", "[2, 1]": "FULL_AND_PIECEWISE"}
+"""cudagraph_mode as /server_info writes it → its name (vllm/config/compilation.py, CUDAGraphMode)."""
+
 
 def cascade(told: Told, assumed: Assumed) -> Check:
     """Risky unless disabled."""
@@ -109,18 +112,19 @@ def attention_backend(told: Told, assumed: Assumed) -> Check:
     if not found[0] or str(found[0]).lower() == "auto":
         return Check(name=name, state="unknown", seen="chosen by vLLM itself (no --attention-backend); its start log names it", why=why,
                      do="vllm serve … --attention-backend NAME (the one of the start log)")
-    return Check(name=name, state="ok", seen=said(found, "--attention-backend"), why=why)
+    return Check(name=name, state="ok", seen=said((found[0].rpartition(".")[2], found[1]), "--attention-backend"), why=why)
 
 
 def graphs(told: Told, assumed: Assumed) -> Check:
     """Risky with experts or quantised weights: their derived tensors move at a reload and the graphs do not."""
     name, why = "CUDA graphs", "A captured graph keeps the old addresses when a reload moves expert, MLA or quantised tensors: decode then reads freed weights while prefill looks fine (vllm#40390, vllm#52626)."
-    eager = told.flag("model_config", "enforce_eager")
-    if eager is None:
+    captured = told.graphs()
+    if captured is None:
         return untold(name, why, asked="enforce_eager")
     mode = told.get("compilation_config", "cudagraph_mode")
-    seen = f"enforce_eager = {eager}, cudagraph_mode = {mode[0] if mode else 'not told'} (/server_info)"
-    if eager:
+    shown = GRAPH_MODES.get(str(mode[0]), mode[0]) if mode else "not told"
+    seen = f"enforce_eager = {told.flag('model_config', 'enforce_eager')}, cudagraph_mode = {shown} (/server_info)"
+    if not captured:
         return Check(name=name, state="ok", seen=seen, why=why)
     quantised = told.get("model_config", "quantization")
     moving = [word for word, there in (("experts", told.experts()), ("quantised weights", bool(quantised and quantised[0]))) if there]

@@ -73,6 +73,13 @@ class Told:
         found = self.get("model_config", "dtype")
         return dtype_name(found[0]) if found and isinstance(found[0], str) and found[0] != "auto" else None
 
+    def graphs(self) -> bool | None:
+        """Does decoding replay captured CUDA graphs? --enforce-eager or cudagraph_mode NONE (0 in JSON) means no."""
+        eager, mode = self.flag("model_config", "enforce_eager"), self.get("compilation_config", "cudagraph_mode")
+        if eager or (mode and mode[0] == 0):
+            return False
+        return None if eager is None else True
+
     def experts(self) -> bool | None:
         """Does the model route to experts?"""
         return self.flag("parallel_config", "is_moe_model")

@@ -67,7 +67,7 @@ NEEDS: dict[str, Callable[[Told], bool | None]] = {
     "chunked": _equals("scheduler_config", "enable_chunked_prefill", True),
     "cpu": _equals("device_config", "device", "cpu"),
     "experts": Told.experts,
-    "graphs": _equals("model_config", "enforce_eager", False),
+    "graphs": Told.graphs,
     "processed": _equals("model_config", "logprobs_mode", "processed_logprobs"),
     "recurrent": _recurrent,
     "unquantised": _equals("model_config", "quantization", None),

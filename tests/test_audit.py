@@ -164,8 +164,7 @@ def test_garbage_of_one_route_leaves_the_others_good(engine):
     ("model_config", {"dtype": "auto"}, "body dtype", "unknown"),
     ("cache_config", {"cache_dtype": "fp8_e4m3"}, "KV-cache dtype", "risky"),
     ("model_config", {"quantization": "fp8"}, "quantization", "risky"),
-    ("attention_config", {"backend": "FLASH_ATTN"}, "attention backend", "ok"),
-    ("model_config", {"enforce_eager": False, "quantization": "fp8"}, "CUDA graphs", "risky"),
+    ("attention_config", {"backend": "vllm.v1.attention.backends.flash_attn.FlashAttentionBackend"}, "attention backend", "ok"),
     ("parallel_config", {"pipeline_parallel_size": 2}, "TP / EP / DP / PP", "risky"),
     ("parallel_config", {"is_moe_model": True}, "MoE backend", "risky"),
     ("model_config", {"max_logprobs": 0}, "max_logprobs", "wrong"),
@@ -187,6 +186,16 @@ def test_no_setting_of_any_type_breaks_the_checklist(value):
             told = Told(version="0.32.0", config={**config, section: {**settings, key: value}}, generation_config={"top_k": value}, model_config={"head_dtype": value})
             assert len(audit(told, assumed)) == len(CHECKS)
         assert len(audit(Told(config={**config, section: value}, tap={"dtype": value}), assumed)) == len(CHECKS)
+
+
+@pytest.mark.parametrize(("eager", "mode", "quantization", "state", "said"), [
+    (False, [2, 1], "fp8", "risky", "FULL_AND_PIECEWISE"), (False, [2, 1], None, "ok", "FULL_AND_PIECEWISE"),
+    (False, 0, "fp8", "ok", "NONE"), (True, 0, "fp8", "ok", "enforce_eager = True")])
+def test_captured_graphs_are_risky_where_a_reload_moves_tensors(engine, eager, mode, quantization, state, said):
+    engine.configure("model_config", enforce_eager=eager, quantization=quantization)
+    engine.configure("compilation_config", cudagraph_mode=mode)
+    check = states(ask(engine.url).told)["CUDA graphs"]
+    assert check.state == state and said in check.seen
 
 
 def test_penalties_the_trainer_declares_make_async_scheduling_wrong():

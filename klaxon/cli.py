@@ -11,7 +11,8 @@ from collector.errors import KlaxonError
 
 COMMANDS = {
     "run": "klaxon.commands.run", "demo": "klaxon.commands.demo", "look": "klaxon.commands.look",
-    "check": "klaxon.commands.check", "plan": "klaxon.commands.plan", "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
+    "check": "klaxon.commands.check", "audit": "klaxon.commands.audit", "plan": "klaxon.commands.plan",
+    "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
     "detect": "klaxon.commands.detect", "replay": "klaxon.commands.replay", "backtest": "klaxon.commands.backtest",
     "export": "klaxon.commands.export", "status": "klaxon.commands.status",
     "rebaseline": "klaxon.commands.rebaseline",

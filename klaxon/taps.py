@@ -12,7 +12,8 @@ Say = Callable[[str, str, dict[str, Any]], None]  # kind, text, data → an even
 ALIVE_SECONDS = 20.0
 SILENT_SECONDS = 12.0  # two heartbeats missed
 COUNTED = ("dropped", "without_logprobs", "multimodal")
-AUDITED = ("logprobs_mode", "dtype", "enable_prefix_caching", "block_size", "kv_cache_dtype", "quantization", "model")
+AUDITED = ("logprobs_mode", "dtype", "enable_prefix_caching", "block_size", "kv_cache_dtype", "quantization", "model",
+           "async_scheduling", "enable_chunked_prefill")
 
 
 class TapBook:
@@ -88,4 +89,7 @@ class TapBook:
 
 def _audit(message: dict[str, Any]) -> dict[str, Any]:
     config = message.get("config") or {}
-    return {key: config[key] for key in AUDITED if config.get(key) is not None}
+    told = {key: config[key] for key in AUDITED if config.get(key) is not None}
+    if "quantization" in config:
+        told.setdefault("quantization", "none")  # vLLM's None says there is none; of the others it says that this vLLM has no such setting
+    return told

@@ -9,10 +9,13 @@ from tap_daemon import Daemon, wait
 
 from collector.records import Sampling
 from collector.sources.rollout_json import parse_rollout
+from diagnosis.engine_audit import audit
+from diagnosis.engine_told import Assumed
 from klaxon.canary import MARK, Canary
 from klaxon.demo.children import free_port
 from klaxon.demo.engine import MODEL_NAME, Engine, engine_dtype
 from klaxon.demo.model import DEFAULT_FOLDER
+from klaxon.engine_facts import ask
 from klaxon.spine_config import CanaryConfig
 
 pytestmark = pytest.mark.engine
@@ -190,3 +193,10 @@ def test_a_canary_is_reported_under_its_mark(tapped):
     wait(lambda: len(daemon.of("rollout")) == before + 1, seconds=15)
     message = daemon.of("rollout")[-1]
     assert MARK in message["request_id"] and message["prompt_token_ids"] == PROMPT and len(message["logprobs"]) == 5
+
+
+def test_the_audit_reads_every_setting_of_a_live_engine(tapped):
+    engine, _, _ = tapped
+    asked = ask(engine.url, model=str(DEFAULT_FOLDER))
+    untold = {check.name for check in audit(asked.told, Assumed(head_dtype="float32", body_dtype=engine_dtype())) if check.state == "unknown"}
+    assert set(asked.sources.values()) == {"answers"} and untold <= {"attention backend"}, "vLLM does not tell the kernel it chose"

@@ -39,6 +39,17 @@ def test_a_new_process_after_a_silence_is_a_restart_and_its_changed_setting_an_e
     assert taps.engine_config()["logprobs_mode"] == "raw_logprobs" and taps.last_heard() == 40.0
 
 
+@pytest.mark.parametrize(("key", "before", "after", "event"), [
+    ("quantization", None, "fp8", "changed from none to fp8"), ("async_scheduling", False, True, "changed from False to True"),
+    ("enable_chunked_prefill", None, True, None)])  # unknown before: no change was seen
+def test_a_changed_setting_is_an_event_and_a_setting_first_told_is_none(key, before, after, event) -> None:
+    texts: list[str] = []
+    taps = TapBook(lambda kind, text, data: texts.append(text))
+    taps.beat(beat(1, config={key: before}), now=0.0)
+    taps.beat(beat(1, config={key: after}), now=5.0)
+    assert texts[1:] == ([f"engine e: {key} {event}"] if event else [])
+
+
 def test_what_cannot_be_reported_is_counted_by_reason() -> None:
     taps, _ = book()
     taps.beat(beat(1, without_logprobs=4, multimodal=1), now=0.0)

@@ -14,11 +14,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
 from fastapi import FastAPI
 
 from alerts.service import Alerts
-from collector.errors import ConfigError, KlaxonError, Unavailable
+from collector.errors import ConfigError, Unavailable
 from collector.sources.inbox import TapInbox
 from collector.sources.trainer_logprobs import parse_trainer_word
 from collector.store import Store
@@ -33,6 +32,7 @@ from klaxon.diagnose_task import Diagnostician
 from klaxon.ingest import Ingest, ingest_router
 from klaxon.live import Live
 from klaxon.probe import EngineProbe
+from klaxon.serving import servers, serving
 from klaxon.shadow import Shadow
 from klaxon.taps import TapBook
 from klaxon.trainer_side import TrainerSide
@@ -247,63 +247,11 @@ async def serve(config: Config) -> None:
         scheduler = schedule(daemon.chores(), daemon.counts)
         scheduler.start()
         stack.callback(scheduler.shutdown)
-        for server in _servers(daemon):
-            await stack.enter_async_context(_serving(server, stopping))
+        for server in servers(daemon):
+            await stack.enter_async_context(serving(server, stopping))
         daemon.say("daemon", f"Klaxon watches run {config.run.name}", {})
         await stopping.wait()
         daemon.say("daemon", "Klaxon stops", {})
-
-
-def _tcp(daemon: Daemon, common: dict[str, Any]) -> uvicorn.Config:
-    """The port's server, with TLS where a certificate is configured.
-
-    Raises:
-        ConfigError: certificate and key cannot be used.
-    """
-    address = daemon.config.daemon
-    config = uvicorn.Config(daemon.api, host=address.host, port=address.port, ssl_certfile=address.tls_cert or None,
-                            ssl_keyfile=address.tls_key or None, **common)
-    try:
-        config.load()
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(f"daemon.tls_cert, daemon.tls_key: {address.tls_cert} and {address.tls_key} cannot be used "
-                          f"({error.strerror or error})") from None
-    return config
-
-
-def _servers(daemon: Daemon) -> list[uvicorn.Server]:
-    common = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 2, "lifespan": "off"}
-    address = daemon.config.daemon
-    servers = [uvicorn.Server(_tcp(daemon, common))]
-    if daemon.config.sources.tap:
-        daemon.socket.unlink(missing_ok=True)
-        servers.append(uvicorn.Server(uvicorn.Config(daemon.api, uds=str(daemon.socket), **common)))
-    for server in servers:
-        server.capture_signals = contextlib.nullcontext  # one handler for the whole daemon, above
-    return servers
-
-
-@contextlib.asynccontextmanager
-async def _serving(server: uvicorn.Server, stopping: asyncio.Event):
-    async def run() -> None:
-        try:
-            await server.serve()
-        except SystemExit:  # uvicorn's way to say that it could not bind; it has logged why
-            pass
-        stopping.set()
-
-    task = asyncio.create_task(run())
-    while not server.started and not task.done():
-        await asyncio.sleep(0.02)
-    if not server.started:
-        where = server.config.uds or f"{server.config.host}:{server.config.port}"
-        raise KlaxonError(f"cannot listen on {where}: is another Klaxon running there? "
-                          "Stop it, or set daemon.port in config.toml")
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await task
 
 
 def _stop_thread(thread: Worker | Watch) -> None:

@@ -64,7 +64,7 @@ class Shelved:
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
 
-    def query(self, sql: str) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
         return []
 
     def append_metrics(self, step: int, at: float, values: dict[str, float], *, source: str) -> None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from collector.errors import KlaxonError
-from collector.limits import Limits
 from collector.records import Diagnosis, Drift
 from diagnosis.impact import impact
 from diagnosis.quick import quick_diagnosis
@@ -52,8 +51,9 @@ class Diagnostician:
         return replace(found, next=found.next.replace("ENGINE_URL", self.config.engine.url.rstrip("/")))
 
     def start(self, drift: Drift) -> None:
-        """Queue the competition for `drift`; without a shadow the quick diagnosis stays."""
+        """Queue the competition for `drift`; without a shadow the quick diagnosis stays, and gets its impact."""
         if self.shadow is None:
+            self.worker.submit(lambda: self._weigh(drift))
             return
         self._drift, self._attempts = drift, 0
         self._submit()
@@ -63,6 +63,13 @@ class Diagnostician:
         fresh = self.worker.counts["scored"] - self._judged_at
         if self._drift is not None and 0 < self._attempts < ATTEMPTS and fresh >= FRESH_ROLLOUTS:
             self._submit()
+
+    def _weigh(self, drift: Drift) -> None:
+        """Tier 0 and 1: what the alarm is worth, beside the first guess at its cause."""
+        recent = list(self.worker.recent)
+        for incident in self.alerts.open_incidents():
+            if incident.diagnosis is not None and incident.drifts[0].kind == "statistical":
+                self.alerts.attach_diagnosis(incident.id, with_impact(incident.diagnosis, recent, drift, self.config), now=time.time())
 
     def _submit(self) -> None:
         self._judged_at = self.worker.counts["scored"]
@@ -84,7 +91,7 @@ class Diagnostician:
         except KlaxonError as error:
             self.say("diagnosis_failed", f"diagnosis did not finish: {error}", {})
             return
-        verdict = self._addressed(with_impact(verdict, recent, drift, self.config.signals.limits()))
+        verdict = self._addressed(with_impact(verdict, recent, drift, self.config))
         sure = "confident" if verdict.confident else "not sure"
         self.say("diagnosis", f"{verdict.verdict} ({sure}) from {verdict.tokens} tokens in {time.monotonic() - started:.1f} s",
                  {"verdict": verdict.verdict, "confident": verdict.confident})
@@ -108,7 +115,7 @@ class Diagnostician:
                 self.alerts.attach_diagnosis(incident.id, verdict, now=time.time())
 
 
-def with_impact(verdict: Diagnosis, recent: Sequence[Scored], drift: Drift, limits: Limits) -> Diagnosis:
-    """The verdict with last clean version, tainted rollouts and share of tokens since the change."""
-    return replace(verdict, impact=impact([(item.t, item.rollout, item.score) for item in recent],
-                                          change_t=drift.change_t, limits=limits))
+def with_impact(verdict: Diagnosis, recent: Sequence[Scored], drift: Drift, config: Config) -> Diagnosis:
+    """The verdict with last clean version, tainted rollouts, shares and the gradient's bias since the change."""
+    return replace(verdict, impact=impact([(item.t, item.rollout, item.score) for item in recent], change_t=drift.change_t,
+                                          limits=config.signals.limits(), correction=config.contract.correction))

@@ -12,6 +12,8 @@ from collector.errors import KlaxonError
 from collector.records import Diagnosis, Drift
 from diagnosis.impact import impact
 from diagnosis.quick import quick_diagnosis
+from diagnosis.shape import shape_of
+from diagnosis.signatures import library_of, with_signatures
 from klaxon.config import Config
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class Diagnostician:
                  say: Say) -> None:
         self.config, self.worker, self.shadow, self.taps = config, worker, shadow, taps
         self.alerts, self.say = alerts, say
+        self._library = library_of(config.diagnosis.signatures)
         self._drift: Drift | None = None  # the alarm whose cause is still sought
         self._attempts = 0
         self._judged_at = 0  # rollouts scored when the last competition began
@@ -69,7 +72,13 @@ class Diagnostician:
         recent = list(self.worker.recent)
         for incident in self.alerts.open_incidents():
             if incident.diagnosis is not None and incident.drifts[0].kind == "statistical":
-                self.alerts.attach_diagnosis(incident.id, with_impact(incident.diagnosis, recent, drift, self.config), now=time.time())
+                self.alerts.attach_diagnosis(incident.id, self._weighed(incident.diagnosis, recent, drift), now=time.time())
+
+    def _weighed(self, found: Diagnosis, recent: Sequence[Scored], drift: Drift) -> Diagnosis:
+        """The diagnosis with its impact since the change, and with the known faults its shape resembles."""
+        seen = [(item.t, item.rollout, item.score) for item in recent]
+        worth = impact(seen, change_t=drift.change_t, limits=self.config.signals.limits(), correction=self.config.contract.correction)
+        return with_signatures(replace(found, impact=worth), shape_of(seen, change_t=drift.change_t, slice_=drift.slice), self._library)
 
     def _submit(self) -> None:
         self._judged_at = self.worker.counts["scored"]
@@ -91,7 +100,7 @@ class Diagnostician:
         except KlaxonError as error:
             self.say("diagnosis_failed", f"diagnosis did not finish: {error}", {})
             return
-        verdict = self._addressed(with_impact(verdict, recent, drift, self.config))
+        verdict = self._addressed(self._weighed(verdict, recent, drift))
         sure = "confident" if verdict.confident else "not sure"
         self.say("diagnosis", f"{verdict.verdict} ({sure}) from {verdict.tokens} tokens in {time.monotonic() - started:.1f} s",
                  {"verdict": verdict.verdict, "confident": verdict.confident})
@@ -113,9 +122,3 @@ class Diagnostician:
         for incident in self.alerts.open_incidents():
             if incident.drifts[0].kind == "statistical":
                 self.alerts.attach_diagnosis(incident.id, verdict, now=time.time())
-
-
-def with_impact(verdict: Diagnosis, recent: Sequence[Scored], drift: Drift, config: Config) -> Diagnosis:
-    """The verdict with last clean version, tainted rollouts, shares and the gradient's bias since the change."""
-    return replace(verdict, impact=impact([(item.t, item.rollout, item.score) for item in recent], change_t=drift.change_t,
-                                          limits=config.signals.limits(), correction=config.contract.correction))

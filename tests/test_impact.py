@@ -15,6 +15,7 @@ from collector.limits import Limits
 from collector.records import Diagnosis, Rollout, Score, WeightSpan
 from diagnosis.gradient_bias import NEEDED, gradient_bias
 from diagnosis.impact import impact
+from klaxon.commands.status import worth
 
 LIMITS = Limits(tis_cap=1.5, icepop=(0.6, 2.5), mis=(0.8, 1.25))
 
@@ -140,5 +141,9 @@ def test_impact_gives_shares_steps_and_both_gradients_and_survives_the_incident_
     assert found["group_share"] == found["token_share"] == pytest.approx(1 / 3) and found["correction"] == "tis"
     assert found["gradient_after"]["uncorrected"]["relative_bias"] > 10 * found["gradient_before"]["uncorrected"]["relative_bias"]
     assert found["gradient_after"] == gradient_bias([(rollout, score) for _, rollout, score in records[4:]], limits=limits)
+    line = worth({"id": "inc_1", "diagnosis": {"impact": found}})
+    for word in ("last clean version 3", "policy gradient off by", "with TIS", "with IcePop", "correction is needed", "klaxon quarantine inc_1"):
+        assert word in line
+    assert worth({"id": "inc_1", "diagnosis": None}) == "tainted rollouts: klaxon quarantine inc_1"
     stored = diagnosis_to_json(Diagnosis(verdict="unexplained", confident=False, causes=(), floor_nats=None, next="", impact=found))
     assert json.loads(json.dumps(stored))["impact"]["gradient_after"]["tis"] == found["gradient_after"]["tis"]

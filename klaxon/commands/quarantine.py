@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO
@@ -149,6 +149,9 @@ def _write(out: str, header: dict[str, Any], lines: Iterable[dict[str, Any]]) ->
         part.replace(out)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror})") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _print(stream: TextIO, header: dict[str, Any], lines: Iterable[dict[str, Any]]) -> None:

@@ -187,6 +187,11 @@ def _impact(diagnosis: Diagnosis | None) -> str:
     before, after = _as_number(found.get("clip_rate_before")), _as_number(found.get("clip_rate_after"))
     if before is not None and after is not None:
         said.append(f"PPO clip rate from the mismatch alone {words.amount(before, 'fraction')} before, {words.amount(after, 'fraction')} since")
+    gradient = found.get("gradient_after")
+    bias = gradient.get("uncorrected") if isinstance(gradient, Mapping) else None
+    relative, angle = (_as_number(bias.get(key)) if isinstance(bias, Mapping) else None for key in ("relative_bias", "angle_degrees"))
+    if relative is not None and angle is not None:
+        said.append(f"policy gradient off by {words.amount(relative, 'fraction')}, {words.number(angle)}°, before any correction")
     line = "; ".join(said)
     return f"{line[:1].upper()}{line[1:]}." if said else ""
 

@@ -53,7 +53,8 @@ TABLES: dict[str, pa.Schema] = {
                            ("version", _TEXT), ("traffic", _TEXT), ("n_prompt", _BIGINT), ("n_tokens", _BIGINT),
                            ("n_scored", _BIGINT), ("cached", _BIGINT), ("mean_d", _DOUBLE), ("mean_abs_d", _DOUBLE),
                            ("max_abs_d", _DOUBLE), ("reward", _DOUBLE), ("base_coin", _BOOL),
-                           ("inclusion_probability", _DOUBLE), ("finish_reason", _TEXT), ("source", _TEXT)]),
+                           ("inclusion_probability", _DOUBLE), ("finish_reason", _TEXT), ("source", _TEXT),
+                           ("prompt_hash", _TEXT), ("step", _TEXT)]),
     "metrics": pa.schema([("step", _BIGINT), ("at", _DOUBLE), ("name", _TEXT), ("value", _DOUBLE), ("source", _TEXT)]),
     "events": pa.schema([("at", _DOUBLE), ("kind", _TEXT), ("text", _TEXT), ("data", _TEXT)]),
     "weights": pa.schema([("version", _TEXT), ("path", _TEXT), ("published_at", _DOUBLE), ("digest", _TEXT),
@@ -146,6 +147,7 @@ def rollout_row(rollout: Rollout, score: Score | None, *, t: int, key: str) -> d
         "reward": finite(rollout.reward), "base_coin": rollout.base_coin,
         "inclusion_probability": rollout.inclusion_probability, "finish_reason": rollout.finish_reason,
         "source": score.source if score is not None else None,
+        "prompt_hash": prompt_hash(rollout.prompt_tokens_P, key=key), "step": rollout.labels.get("step"),
     }
 
 
@@ -162,6 +164,11 @@ def _differences(rollout: Rollout, score: Score | None) -> np.ndarray:
 def request_hash(request_id: str, *, key: str) -> str:
     """Keyed hash of a request id: the same request is found again, an id cannot be read back."""
     return hashlib.blake2b(request_id.encode(), key=bytes.fromhex(key), digest_size=12).hexdigest()
+
+
+def prompt_hash(prompt_tokens_P: np.ndarray, *, key: str) -> str:
+    """Keyed hash of a prompt: rollouts of one group share it, the prompt cannot be read back. `prompt_tokens_P`: int32 [P]."""
+    return hashlib.blake2b(prompt_tokens_P.astype("<i4").tobytes(), key=bytes.fromhex(key), digest_size=8).hexdigest()
 
 
 def batches_from(tables: Mapping[str, list[dict[str, Any]]]) -> list[BatchStats]:

@@ -59,6 +59,11 @@ class Bench:
         self._rows: dict[tuple[str, str, int], np.ndarray] = {}
         self._settings: dict[str, np.ndarray] | None = None
 
+    @property
+    def compared(self) -> list[tuple[int, Rollout, Score]]:
+        """(0, rollout, score) of what is on the sheet."""
+        return [(0, rollout, score) for rollout, score in zip(self.sheet.rollouts, self._scores, strict=True)]
+
     def view(self, name: str) -> np.ndarray:
         """A head view, float64 [N] nats."""
         return self.sheet.flat([score.views[name] for score in self._scores])

@@ -31,7 +31,9 @@ from diagnosis.floor import FloorOf, expected_floor
 from diagnosis.noise import noise_shape
 from diagnosis.projection import SMALLEST_DIFFERENCE_NATS, projection
 from diagnosis.sampling import sampled_at
+from diagnosis.shape import shape_of
 from diagnosis.sheet import Contrast
+from diagnosis.signatures import Signature, with_signatures
 
 CHEAP = tuple(cause for cause in EXPLANATIONS if cause not in (*OLDER, *DEAR))
 SHIFT_NATS = 0.004
@@ -48,7 +50,7 @@ class Ruling:
 
 
 def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[str], config: DiagnosisConfig,
-             engine_config: Mapping[str, Any] | None = None, floor: FloorOf | None = None) -> Diagnosis:
+             engine_config: Mapping[str, Any] | None = None, floor: FloorOf | None = None, signatures: Sequence[Signature] = ()) -> Diagnosis:
     """The verdict on these rollouts.
 
     Args:
@@ -57,6 +59,7 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
         versions: weight versions the scorer can load, the newest last.
         engine_config: the engine's own settings from its tap, for evidence.
         floor: measures the intrinsic floor, nats, of some rollouts; None = from the scorer's own weights.
+        signatures: known faults whose resemblance is put beside the evidence.
 
     Raises:
         InputError: no token can be compared (the text names a request and why).
@@ -79,7 +82,8 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
     facts += [fact for fact in engine_facts(engine_config or {}, expected_mode=_mode(rollouts)) if fact.cause]
     causes = [_cause(bench, one, [fact.text for fact in facts if fact.cause == one.cause]) for one in field]
     causes += _unpredicted(bench, ruling, nonfinite)
-    return _diagnosis(ruling, causes, floor_nats=floor_nats, tokens=bench.sheet.tokens)
+    found = _diagnosis(ruling, causes, floor_nats=floor_nats, tokens=bench.sheet.tokens)
+    return with_signatures(found, shape_of(bench.compared), signatures) if signatures else found
 
 
 def decide(bench: Bench, field: Sequence[Prediction], floor_nats: float) -> Ruling:

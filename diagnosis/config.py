@@ -21,3 +21,4 @@ class DiagnosisConfig(BaseModel):
     fp32_floor_nats: float = Field(0.002, gt=0, description="the floor is taken to be at least this (kernels differ even in float32)")
     temperature_min: float = Field(0.2, gt=0, description="lowest engine temperature tried")
     temperature_max: float = Field(2.0, gt=0, description="highest engine temperature tried")
+    signatures: str = Field("", description="a TOML file of your own fault signatures, added to Klaxon's (docs/signatures.md); empty = none")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from collector import signals
+from collector import populations, signals
 from collector.config import SignalsConfig
 from collector.errors import InputError
 from collector.records import Rollout
@@ -17,7 +17,9 @@ from diagnosis.audit import rollout_facts, transforms
 from diagnosis.causes import CAUSE_TEXTS
 from diagnosis.file_report import BankRun, FileReport, Finding, can_bet, ordered, run_bank, slices_of
 from diagnosis.lattice import Lattice, lattice_test
-from diagnosis.tier_one import tier_one_findings
+from diagnosis.shape import shape_of
+from diagnosis.signatures import SHOWN, Signature, match
+from diagnosis.tier_one import band_of, tier_one_findings
 from diagnosis.top_one import TopOne, top_one_test
 
 BLIND = {
@@ -38,11 +40,14 @@ FEW_UNCERTAIN = 40.0
 """Σ p(1 − p) that a self-bet needs: raw logprobs at T = .7 shift the log-odds by about .8, and 40 make that five standard errors."""
 
 DOUBTFUL_Z = 3.0
+SHAPE_BATCHES = 24  # a file with finish times is cut into so many, to see growth and periods
 
 
 def look(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seconds: float,
-         signals_config: SignalsConfig | None = None) -> FileReport:
+         signals_config: SignalsConfig | None = None, library: Sequence[Signature] | None = None) -> FileReport:
     """The report on a non-empty list of rollouts; `signals_config`: what the trainer clips and masks (default: GRPO's).
+
+    `library`: known faults to compare a mismatch's shape with; None = Klaxon's own.
 
     Raises:
         InputError: no rollout was given.
@@ -61,6 +66,7 @@ def look(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seconds:
         *(Finding(state="blind", topic="cannot see", text=text) for text in _blind_spots(tier, lattices)),
     ]
     wrong = [finding for finding in findings if finding.state == "wrong"]
+    findings += _resemblances(rollouts, library) if wrong else ()
     tested = tier == 1 or (top_one is not None and top_one.uncertain >= FEW_UNCERTAIN)
     looks_like = _looks_like(wrong)
     return FileReport(
@@ -78,6 +84,15 @@ def _blind_spots(tier: int, lattices: dict[float | None, Lattice]) -> tuple[str,
     if tier == 0 and confirmed:
         return (BLIND[0][0].replace("hidden temperature or top-p", "hidden top-p or penalties"), *BLIND[0][1:])
     return BLIND[tier]
+
+
+def _resemblances(rollouts: Sequence[Rollout], library: Sequence[Signature] | None) -> Iterator[Finding]:
+    """Known faults of this shape. They point to no cause and change no verdict."""
+    timed = all(rollout.finished_at is not None for rollout in rollouts)
+    seen = [(index * SHAPE_BATCHES // len(rollouts) if timed else 0, rollout, populations.primary(rollout, None))
+            for index, rollout in enumerate(rollouts)]
+    for one in match(shape_of(seen, band_nats=band_of(rollouts)[1]), library)[:SHOWN]:
+        yield Finding(state="unknown", topic="resembles", text=one.text)
 
 
 def _self_bet_findings(bank: BankRun, test: TopOne | None) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Protocol
 
 import pyarrow as pa
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Body, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -23,6 +23,7 @@ from collector.errors import InputError, KlaxonError
 from collector.metric_table import METRICS
 from collector.records import Population
 from collector.store import Store
+from klaxon import quarantine
 from klaxon.api_metrics import RunCollector
 
 log = logging.getLogger("klaxon.api")
@@ -31,6 +32,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 Time = Annotated[float | None, Query(allow_inf_nan=False, description="UTC seconds")]
 Points = Annotated[int, Query(ge=1, le=series.MAX_POINTS, description="most points a series")]
+MOST_IDS = 10_000  # of one question for hashes
 Name = Annotated[str | None, Query(max_length=512)]
 Signals = Annotated[list[str] | None, Query(max_length=256, description="names of the metric table (docs/metrics.md), from exact sums")]
 Compared = Annotated[Population, Query(description="which comparison")]
@@ -54,6 +56,7 @@ def build_api(store: Store, live: Live) -> FastAPI:
     app.state.faults = 0
     _add_state(app, store, live)
     _add_series(app, store)
+    _add_quarantine(app, store, live)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RunCollector(store, live, faults=lambda: app.state.faults))
 
@@ -132,6 +135,21 @@ def _add_series(app: FastAPI, store: Store) -> None:
     def read_rollouts(start: Time = None, end: Time = None,
                       limit: Annotated[int, Query(ge=1, le=1_000_000)] = 10_000) -> Response:
         return _arrow(series.read_rollouts(store, start=start, end=end, limit=limit))
+
+
+def _add_quarantine(app: FastAPI, store: Store, live: Live) -> None:
+    """What an incident taints (docs/quarantine.md). `incident`: an id, a unique beginning of one, or "last"."""
+    @app.get("/v1/quarantine/{incident}")
+    def summary(incident: str) -> Response:
+        return _json(quarantine.summary(store, quarantine.choose(live.incidents(), incident)))
+
+    @app.get("/v1/quarantine/{incident}/rollouts")
+    def rollouts(incident: str) -> Response:
+        return _arrow(quarantine.tainted(store, quarantine.choose(live.incidents(), incident)))
+
+    @app.post("/v1/request-hashes")
+    def request_hashes(ids: Annotated[list[str], Body(embed=True, max_length=MOST_IDS)]) -> Response:
+        return _json([store.request_hash(one) for one in ids])
 
 
 @contextmanager

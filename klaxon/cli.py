@@ -15,7 +15,7 @@ COMMANDS = {
     "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
     "detect": "klaxon.commands.detect", "replay": "klaxon.commands.replay", "backtest": "klaxon.commands.backtest",
     "export": "klaxon.commands.export", "status": "klaxon.commands.status",
-    "rebaseline": "klaxon.commands.rebaseline",
+    "rebaseline": "klaxon.commands.rebaseline", "quarantine": "klaxon.commands.quarantine",
     "proxy": "klaxon.commands.proxy", "receive-weights": "klaxon.commands.receive_weights",
     "reference": "klaxon.commands.reference", "compare": "klaxon.commands.compare",
 }

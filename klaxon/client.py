@@ -28,6 +28,11 @@ def get_bytes(url: str, path: str, **params: Any) -> bytes:
     return _get(url, path, **params).content
 
 
+def post_json(url: str, path: str, body: Any) -> Any:
+    """POST a question to the read API and return the JSON answer. Raises as `get_json`."""
+    return _asked("POST", url, path, json=body).json()
+
+
 def post_message(url: str, message: dict[str, Any]) -> None:
     """Hand one message to POST /v1/ingest, with the token of KLAXON_TOKEN where there is one.
 
@@ -51,8 +56,12 @@ _NOBODY = "no Klaxon daemon answers at {url} ({error}); start one with `klaxon r
 
 
 def _get(url: str, path: str, **params: Any) -> httpx.Response:
+    return _asked("GET", url, path, params=params)
+
+
+def _asked(method: str, url: str, path: str, **how: Any) -> httpx.Response:
     try:
-        response = httpx.get(url.rstrip("/") + path, params=params, timeout=10.0, trust_env=False)
+        response = httpx.request(method, url.rstrip("/") + path, timeout=10.0, trust_env=False, **how)
         response.raise_for_status()
         response.headers["content-type"].encode("ascii")
     except httpx.HTTPStatusError as error:

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from collector.errors import KlaxonError
-from collector.limits import Limits
 from collector.records import Diagnosis, Drift
 from diagnosis.impact import impact
 from diagnosis.quick import quick_diagnosis
+from diagnosis.shape import shape_of
+from diagnosis.signatures import library_of, with_signatures
 from klaxon.config import Config
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Diagnostician:
                  say: Say) -> None:
         self.config, self.worker, self.shadow, self.taps = config, worker, shadow, taps
         self.alerts, self.say = alerts, say
+        self._library = library_of(config.diagnosis.signatures)
         self._drift: Drift | None = None  # the alarm whose cause is still sought
         self._attempts = 0
         self._judged_at = 0  # rollouts scored when the last competition began
@@ -52,8 +54,9 @@ class Diagnostician:
         return replace(found, next=found.next.replace("ENGINE_URL", self.config.engine.url.rstrip("/")))
 
     def start(self, drift: Drift) -> None:
-        """Queue the competition for `drift`; without a shadow the quick diagnosis stays."""
+        """Queue the competition for `drift`; without a shadow the quick diagnosis stays, and gets its impact."""
         if self.shadow is None:
+            self.worker.submit(lambda: self._weigh(drift))
             return
         self._drift, self._attempts = drift, 0
         self._submit()
@@ -63,6 +66,19 @@ class Diagnostician:
         fresh = self.worker.counts["scored"] - self._judged_at
         if self._drift is not None and 0 < self._attempts < ATTEMPTS and fresh >= FRESH_ROLLOUTS:
             self._submit()
+
+    def _weigh(self, drift: Drift) -> None:
+        """Tier 0 and 1: what the alarm is worth, beside the first guess at its cause."""
+        recent = list(self.worker.recent)
+        for incident in self.alerts.open_incidents():
+            if incident.diagnosis is not None and incident.drifts[0].kind == "statistical":
+                self.alerts.attach_diagnosis(incident.id, self._weighed(incident.diagnosis, recent, drift), now=time.time())
+
+    def _weighed(self, found: Diagnosis, recent: Sequence[Scored], drift: Drift) -> Diagnosis:
+        """The diagnosis with its impact since the change, and with the known faults its shape resembles."""
+        seen = [(item.t, item.rollout, item.score) for item in recent]
+        worth = impact(seen, change_t=drift.change_t, limits=self.config.signals.limits(), correction=self.config.contract.correction)
+        return with_signatures(replace(found, impact=worth), shape_of(seen, change_t=drift.change_t, slice_=drift.slice), self._library)
 
     def _submit(self) -> None:
         self._judged_at = self.worker.counts["scored"]
@@ -84,7 +100,7 @@ class Diagnostician:
         except KlaxonError as error:
             self.say("diagnosis_failed", f"diagnosis did not finish: {error}", {})
             return
-        verdict = self._addressed(with_impact(verdict, recent, drift, self.config.signals.limits()))
+        verdict = self._addressed(self._weighed(verdict, recent, drift))
         sure = "confident" if verdict.confident else "not sure"
         self.say("diagnosis", f"{verdict.verdict} ({sure}) from {verdict.tokens} tokens in {time.monotonic() - started:.1f} s",
                  {"verdict": verdict.verdict, "confident": verdict.confident})
@@ -106,9 +122,3 @@ class Diagnostician:
         for incident in self.alerts.open_incidents():
             if incident.drifts[0].kind == "statistical":
                 self.alerts.attach_diagnosis(incident.id, verdict, now=time.time())
-
-
-def with_impact(verdict: Diagnosis, recent: Sequence[Scored], drift: Drift, limits: Limits) -> Diagnosis:
-    """The verdict with last clean version, tainted rollouts and share of tokens since the change."""
-    return replace(verdict, impact=impact([(item.t, item.rollout, item.score) for item in recent],
-                                          change_t=drift.change_t, limits=limits))

@@ -98,3 +98,24 @@ def test_no_ids_and_no_text_are_stored(played):
         assert not columns & {"token_ids", "prompt_token_ids", "text", "prompt"}
         hashed = {value for (value,) in store.query("SELECT request FROM rollouts")}
     assert len(hashed) == 96 and not any("cmpl" in value for value in hashed)
+
+
+def test_the_alarm_says_what_it_is_worth_and_which_rollouts_it_taints(played, tmp_path):
+    from klaxon.demo.player import PHASES, recorded
+
+    _, _, folder, _ = played
+    code, found = klaxon("quarantine", "last", "--run", folder / "state", "--json")
+    assert code == 0 and found["cause"] == "raw_logprobs" and found["state"] == "resolved"
+    assert 0 < found["rollouts"] < 96 and found["seen"] == found["rollouts"] + found["not_named"] and 0 < found["token_share"] < 1
+    wrong, mine, out = [row["request_id"] for row in recorded(PHASES[1])], tmp_path / "mine.jsonl", tmp_path / "tainted.jsonl"
+    mine.write_text("".join(json.dumps({"request_id": one}) + "\n" for one in wrong))
+    code, found = klaxon("quarantine", "last", "--run", folder / "state", "--match", mine, "-o", out, "--json")
+    header, *lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert code == 0 and (header["asked"], header["matched"]) == (32, len(lines)) and len(lines) >= 5
+    assert {line["request_id"] for line in lines} <= set(wrong)
+    from klaxon.quarantine import incidents_of
+
+    incident, = incidents_of(folder / "state/control.sqlite")
+    worth = incident["diagnosis"]["impact"]
+    assert worth["gradient_after"]["uncorrected"]["relative_bias"] > worth["gradient_after"]["tis"]["relative_bias"] > 0
+    assert "policy gradient off by" in (folder / "received.jsonl").read_text()

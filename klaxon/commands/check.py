@@ -19,6 +19,7 @@ from collector.errors import ConfigError, KlaxonError, Unavailable
 from collector.sources.metrics.registry import open_sources
 from collector.sources.metrics.source import MetricsRow
 from detectors.hardfacts import dtype_name
+from diagnosis.signatures import builtin, library_of
 from klaxon.client import get_json
 from klaxon.config import Config, load_config
 from klaxon.live import TIER_BLIND
@@ -60,6 +61,8 @@ def examine(config: Config) -> Iterator[Finding]:
     own = _own(config, status)
     yield from (_folder(config), _daemon(config, status), _engine(config), _tap(config, own),
                 _trainer(config), _contract(config, own), _metrics(config), _reference(config), _weights(config, own), _shadow(config))
+    if config.diagnosis.signatures:
+        yield _signatures(config.diagnosis.signatures)
     yield from _coverage(config, own)
     yield from _receivers(config)
 
@@ -192,6 +195,14 @@ def _reference(config: Config) -> Finding:
     said = f"{len(band.metrics)} metrics of {len(band.runs)} run(s): {', '.join(band.metrics)}"
     unknown = "" if band.seed_variance_known else f"; seed variance unknown, tolerance {band.tolerance}"
     return Finding(part="reference", state="ok", text=said + unknown)
+
+
+def _signatures(path: str) -> Finding:
+    try:
+        own = len(library_of(path)) - len(builtin())
+    except KlaxonError as error:
+        return Finding(part="signatures", state="bad", text=str(error))
+    return Finding(part="signatures", state="ok", text=f"{own} of {path}, beside Klaxon's {len(builtin())}")
 
 
 def _weights(config: Config, status: dict[str, Any] | None) -> Finding:

@@ -45,9 +45,10 @@ def diagnose(
 
     from diagnosis.compete import diagnose as compete
     from diagnosis.config import DiagnosisConfig
+    from diagnosis.signatures import builtin
 
     with _working(f"re-scoring {len(chosen)} of {len(rollouts)} rollouts"):
-        verdict = compete(chosen, setup.scorer, versions=setup.versions, config=DiagnosisConfig())
+        verdict = compete(chosen, setup.scorer, versions=setup.versions, config=DiagnosisConfig(), signatures=builtin())
     report = verdict_json(verdict) | {
         "file": file, "model": str(model), "rollouts": len(chosen), "left_out": [*contents.notes, *left_out(setup, chosen)],
         "refused": {"count": len(refused), "first": [str(error) for error in refused[:5]]}}
@@ -96,7 +97,8 @@ def _print(report: dict[str, Any]) -> None:
     for one in report["causes"]:
         residual = "–" if one["residual_nats"] is None else f"{one['residual_nats']:.4f}"
         settings = ", ".join(f"{name} {value}" for name, value in one["parameters"].items())
-        table.add_row(one["cause"], residual, Text("\n".join([*([settings] if settings else []), *one["evidence"][:SHOWN_EVIDENCE]]), style="dim"))
+        shown = [line for number, line in enumerate(one["evidence"]) if number < SHOWN_EVIDENCE or line.startswith("looks like ")]
+        table.add_row(one["cause"], residual, Text("\n".join([*([settings] if settings else []), *shown]), style="dim"))
     console.print(table)
     console.print()
     for reason in report["left_out"]:

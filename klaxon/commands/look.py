@@ -32,17 +32,18 @@ def look(
     """
     from detectors.config import DetectorsConfig
     from diagnosis.look import look as examine
+    from diagnosis.signatures import library_of
     from klaxon.commands.look_text import print_report, report_json
     from klaxon.spine_config import DaemonConfig
 
     detectors = DetectorsConfig.model_validate({"false_alarms": _readable(false_alarms)})
-    trains = signals_of(config)
+    trains, library = signals_of(config), library_of(_signatures(config))
     contents = read_contents(file, format=format, tokenizer=tokenizer, allow_pickle=allow_pickle)
     refused = contents.refused
     if not contents.rollouts:
         raise nothing_usable(file, contents)
     rollouts = _with_trainer(contents.rollouts, trainer, refused) if trainer else contents.rollouts
-    report = examine(rollouts, config=detectors, batch_seconds=DaemonConfig().batch_seconds, signals_config=trains)
+    report = examine(rollouts, config=detectors, batch_seconds=DaemonConfig().batch_seconds, signals_config=trains, library=library)
     code = 2 if strict and refused else int(report.verdict == "mismatch")
     if json_:
         print(json.dumps(report_json(report, file=file, refused=refused, exit_code=code) | {"left_out": contents.counts, "limits": limits_said(trains, config)}, allow_nan=False))
@@ -50,6 +51,13 @@ def look(
         print_report(report, file=file, refused=refused, strict=strict, notes=contents.notes,
                      limits=limits_said(trains, config)["text"] if report.signals else "")
     raise typer.Exit(code)
+
+
+def _signatures(config: str) -> str:
+    """[diagnosis] signatures of the config, "" without one."""
+    from klaxon.config import load_config
+
+    return load_config(config).diagnosis.signatures if config else ""
 
 
 def _with_trainer(rollouts: list[Rollout], trainer: str, refused: list[InputError]) -> list[Rollout]:

@@ -43,6 +43,7 @@ def _show(found: dict[str, Any], firing: list[dict[str, Any]]) -> None:
         if diagnosis:
             sure = "confident" if diagnosis.get("confident") else "not sure yet"
             console.print(f"  cause: {diagnosis.get('verdict')} ({sure})   next: {diagnosis.get('next')}", markup=False)
+        console.print(f"  {worth(incident)}", markup=False)
     for spot in found.get("blind_spots", []):
         console.print(f"cannot see: {spot}", style="yellow", markup=False)
 
@@ -109,3 +110,18 @@ def _promise(honesty: dict[str, Any] | None) -> str:
         return "unknown"
     widened = f"; noise taken {honesty['widened']:.2f} times as wide after the audit" if honesty["widened"] > 1 else ""
     return f"{honesty['alarms']} alarms in {honesty['batches']} batches; at most {honesty['promised_false_alarms']:.2g} false ones promised{widened}"
+
+
+def worth(incident: dict[str, Any]) -> str:
+    """What an alarm is worth, in one line; what the diagnosis does not know is left out."""
+    impact = (incident.get("diagnosis") or {}).get("impact") or {}
+    said = [f"last clean version {impact['last_clean_version']}"] if impact.get("last_clean_version") is not None else []
+    gradient = impact.get("gradient_after") or {}
+    for name, label in (("uncorrected", "policy gradient off by"), ("tis", "with TIS"), ("icepop", "with IcePop")):
+        found = gradient.get(name) or {}
+        if found.get("relative_bias") is not None and found.get("angle_degrees") is not None:
+            lost = f" (touches {found['truncated_or_masked']:.1%} of the tokens)" if "truncated_or_masked" in found else ""
+            said.append(f"{label} {found['relative_bias']:.0%}, {found['angle_degrees']:.0f}°{lost}")
+    if gradient.get("correction_needed") is not None:
+        said.append(f"a correction is {'' if gradient['correction_needed'] else 'not '}needed")
+    return "; ".join([*said, f"tainted rollouts: klaxon quarantine {incident['id']}"])

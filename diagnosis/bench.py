@@ -77,6 +77,21 @@ class Bench(Heads):
             self._marks = Marks() if known is None else marks_of(known.base or known.path)
         return self._marks
 
+    def is_adapter(self, rollout: Rollout) -> bool:
+        """Is one of the versions that generated the rollout a LoRA adapter?"""
+        shelf = getattr(self.scorer, "shelf", None)
+        known = [] if shelf is None else [shelf.know(span.version) for span in rollout.weight_versions]
+        return any(one is not None and one.base for one in known)
+
+    def base_scorer(self) -> Scorer | None:
+        """A scorer of the base models alone; None without an adapter among the rollouts' versions."""
+        if not any(self.is_adapter(rollout) for rollout in self.sheet.rollouts):
+            return None
+        from collector.shadow.siblings import without_adapter
+
+        names = {span.version: None for rollout in self.sheet.rollouts for span in rollout.weight_versions}
+        return without_adapter(self.scorer, list(names))  # type: ignore[arg-type]
+
     def entropy(self) -> np.ndarray:
         """Entropy of the expected distribution, nats [N]; NaN where the scorer gives none."""
         rows = [s.entropy_T if s.entropy_T is not None else np.full(r.n_tokens, np.nan) for r, s in zip(self.sheet.rollouts, self._scores, strict=True)]

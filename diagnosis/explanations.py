@@ -111,6 +111,21 @@ def stale_prefix_cache(bench: Bench) -> Prediction | None:
     return replace(found, evidence=evidence)
 
 
+def lora_not_applied(bench: Bench) -> Prediction | None:
+    """The base model generated, not the adapter on it; only rollouts labelled with an adapter are concerned."""
+    base = bench.base_scorer()
+    if base is None:
+        return None
+    adapters = {i: rollout for i, rollout in enumerate(bench.sheet.rollouts) if bench.is_adapter(rollout)}
+    values_N = bench.under(Variant(cause="lora_not_applied", parameters={"weights": "base model"}, rollouts=adapters, scorer=base))
+    if values_N is None:
+        return None
+    share = projection(bench.sheet, bench.view("expected"), values_N)
+    text = f"{len(adapters)} of {len(bench.sheet.rollouts)} rollouts are labelled with an adapter"
+    where = () if share is None else (f"β = {share.beta:+.2f} ± {share.se:.2f} (0 = adapter applied, 1 = base model)",)
+    return Prediction(cause="lora_not_applied", values_N=values_N, parameters={"weights": "base model"}, evidence=(text, *where))
+
+
 def prompt_mismatch(bench: Bench) -> Prediction | None:
     """The engine saw another prompt: BOS, system turn or generation prompt more or less than recorded."""
     variants: dict[str, dict[int, Rollout]] = {}
@@ -165,14 +180,15 @@ EXPLANATIONS: dict[str, Callable[[Bench], Prediction | None]] = {
     "temperature": temperature,
     "stale_weights": stale_weights,
     "stale_prefix_cache": stale_prefix_cache,
+    "lora_not_applied": lora_not_applied,
     "truncation": truncation,
     "penalties": penalties,
     "prompt_mismatch": prompt_mismatch,
 }
 """Cause → what the engine would have reported. What predicts nothing (engine_numerics, position_dependent, …): see compete.py and shapes.py."""
 
-OLDER = ("stale_weights", "stale_prefix_cache")
-"""Each older version costs a pass through its own weights: not asked once a head view explains the tokens."""
+OLDER = ("stale_weights", "stale_prefix_cache", "lora_not_applied")
+"""Each older version, and the base model of adapters, costs a pass through its own weights: not asked once a head view explains the tokens."""
 
 DEAR = ("truncation", "penalties")
 """Asked only when the others leave something unexplained: their views cost as much as all the others together."""

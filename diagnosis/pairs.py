@@ -12,6 +12,7 @@ from diagnosis.explanations import EXPLANATIONS, Prediction
 
 CHEAP_SAMPLER = ("raw_logprobs", "temperature")
 DEAR_SAMPLER = ("truncation", "penalties")
+PASS_CAUSES = ("stale_weights", "stale_prefix_cache", "lora_not_applied", "prompt_mismatch")
 MAX_PASSES = 5
 MAX_DEAR_PASSES = 2
 
@@ -21,7 +22,7 @@ def pairs(bench: Bench) -> list[Prediction]:
 
     Each pass costs one more forward for its sampler views; the best two also one for truncation and penalties.
     """
-    tried = {name: variant for name, variant in bench.variants.items() if variant.cause in ("stale_weights", "stale_prefix_cache", "prompt_mismatch")}
+    tried = {name: variant for name, variant in bench.variants.items() if variant.cause in PASS_CAUSES}
     alone = {name: bench.sheet.residual(values_N) for name, variant in tried.items() if (values_N := bench.under(variant)) is not None}
     heads = {name: bench.heads_under(tried[name]) for name in sorted(alone, key=lambda name: alone[name])[:MAX_PASSES]}
     found = []

@@ -38,10 +38,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--trainer", default="float32", help="dtype of the shadow's body")
     parser.add_argument("--groups", type=int, default=4, help="groups a case and size at most")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="tokens a group")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("cases", nargs="*", metavar="CASE")
     options = parser.parse_intermixed_args()
-    rows = [judge(name, size, options) for name in options.cases or TRUTH if (options.folder / f"{name}.jsonl").exists() for size in SIZES]
+    rows = [judge(name, size, options) for name in options.cases or TRUTH if (options.folder / f"{name}.jsonl").exists() for size in options.sizes]
     if options.json:
         print(json.dumps(rows))
 

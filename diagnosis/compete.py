@@ -280,10 +280,12 @@ def _mode(rollouts: Sequence[Rollout]) -> str:
 
 
 def _diagnosis(ruling: Ruling, causes: list[Cause], *, floor_nats: float | None, tokens: int) -> Diagnosis:
-    mine = next((one for one in causes if one.cause == ruling.cause), Cause(cause=ruling.cause, residual_nats=None, tokens=tokens))
+    same = [one for one in causes if one.cause == ruling.cause]  # a cause alone, and with a second one
+    mine = next((one for one in same if dict(one.parameters) == dict(ruling.parameters)),
+                same[0] if same else Cause(cause=ruling.cause, residual_nats=None, tokens=tokens))
     first = Cause(cause=mine.cause, residual_nats=mine.residual_nats, tokens=mine.tokens, evidence=(*ruling.why, *mine.evidence),
                   parameters=dict(ruling.parameters) or dict(mine.parameters))
-    rest = sorted((one for one in causes if one.cause != ruling.cause), key=lambda one: math.inf if one.residual_nats is None else one.residual_nats)
+    rest = sorted((one for one in causes if one is not mine), key=lambda one: math.inf if one.residual_nats is None else one.residual_nats)
     text = CAUSE_TEXTS[ruling.cause]
     return Diagnosis(verdict=ruling.cause, confident=ruling.confident, causes=(first, *rest), floor_nats=floor_nats, next=text.next,
                      fix=text.fix, tokens=tokens)

@@ -33,6 +33,7 @@ GENERATED = {
     "healthy_f32": ("healthy", {}), "bos_doubled": ("prompt_mismatch", {"engine_prompt": "BOS doubled"}),
     "system_dropped": ("prompt_mismatch", {"engine_prompt": "system prompt dropped"}), "position_56": ("position_dependent", {"position": 58}),
     "corrupted": ("corrupted_requests", {"requests": ["corrupted-3", "corrupted-11"]}),
+    "raw_and_stale": ("raw_logprobs", {"with": "stale_weights", "version": "1"}),
 }
 """Made by generate.py, float32 on both sides: cause and some of its parameters."""
 
@@ -62,6 +63,9 @@ def test_mixed_up_requests_name_the_donor_whose_prompt_explains_them() -> None:
         whose = rollouts[f"corrupted-{(int(taker.rpartition('-')[2]) % 10 + 3) % 10}"].prompt_tokens_P
         assert rollouts[giver].prompt_tokens_P.tolist() == whose.tolist()
 
+
+def test_of_two_faults_the_second_is_in_the_evidence() -> None:
+    assert any("together with stale_weights" in text for text in judged("raw_and_stale").causes[0].evidence)
 
 
 @pytest.mark.parametrize(("name", "truth"), TRUTH.items())

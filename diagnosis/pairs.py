@@ -13,14 +13,14 @@ from diagnosis.explanations import EXPLANATIONS, Prediction
 CHEAP_SAMPLER = ("raw_logprobs", "temperature")
 DEAR_SAMPLER = ("truncation", "penalties")
 PASS_CAUSES = ("stale_weights", "stale_prefix_cache", "lora_not_applied", "prompt_mismatch")
-MAX_PASSES = 5
-MAX_DEAR_PASSES = 2
+MAX_PASSES = 3
+MAX_DEAR_PASSES = 1
 
 
 def pairs(bench: Bench) -> list[Prediction]:
     """The best pair of every (sampler cause, pass cause) over the passes that leave least by themselves.
 
-    Each pass costs one more forward for its sampler views; the best two also one for truncation and penalties.
+    Each pass costs one more forward for its sampler views; the best MAX_DEAR_PASSES also one for truncation and penalties.
     """
     tried = {name: variant for name, variant in bench.variants.items() if variant.cause in PASS_CAUSES}
     alone = {name: bench.sheet.residual(values_N) for name, variant in tried.items() if (values_N := bench.under(variant)) is not None}

@@ -1,28 +1,24 @@
 """Everything explanations ask the shadow scorer for, computed once: head views in one pass, the rest on demand.
 
-N = tokens of the sheet. The views every diagnosis needs share one forward; truncation and penalties (dear views) share a
-second one, only where they are asked for; another version's weights or an older prefix KV cost a pass of the rollouts
-concerned. All are cached.
+N = tokens of the sheet. Head views of the labelled weights come from one forward (heads.py). A variant — another version's weights, an older
+prefix KV, another prompt — costs a pass of the rollouts concerned; all are cached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 from collector.errors import InputError, Unavailable
 from collector.records import Rollout, Score
-from collector.shadow.views import expected, processed, raw
+from collector.shadow.views import expected
 from diagnosis.config import DiagnosisConfig
+from diagnosis.heads import Heads, head_views
+from diagnosis.prompts import Marks, marks_of
 from diagnosis.sheet import Sheet
-
-TRUNCATIONS: tuple[dict[str, float], ...] = ({"top_p": 0.8}, {"top_p": 0.9}, {"top_p": 0.95}, {"top_k": 20}, {"top_k": 50}, {"min_p": 0.05}, {"min_p": 0.1})
-PENALTIES: tuple[dict[str, float], ...] = tuple({"repetition_penalty": value} for value in (1.05, 1.1, 1.2))
-TEMPERATURE_NODES = 9
-FINE_TEMPERATURES = 241
 
 
 class Scorer(Protocol):
@@ -34,51 +30,72 @@ class Scorer(Protocol):
         ...
 
 
-class Bench:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Some rollouts of the sheet, scored otherwise: index → the rollout to score in its place, and how. The others stay as expected."""
+
+    cause: str
+    parameters: Mapping[str, Any]
+    rollouts: Mapping[int, Rollout]
+    arguments: Mapping[int, Mapping[str, str]] = field(default_factory=dict)  # version or prefix_version of Scorer.score
+    scorer: Scorer | None = None  # None = the bench's own
+
+    @property
+    def name(self) -> str:
+        """Cause and parameters in one line."""
+        return f"{self.cause} ({', '.join(str(value) for value in self.parameters.values())})"
+
+
+class Bench(Heads):
     """See the module. `versions` are weight versions the scorer can load, the newest last.
 
     Raises InputError or Unavailable when no token at all can be compared; the text says why.
     """
 
-    def __init__(self, rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[str], config: DiagnosisConfig) -> None:
-        self.config, self.versions = config, list(versions)
-        self._scorer = scorer
-        nodes = np.geomspace(config.temperature_min, config.temperature_max, TEMPERATURE_NODES)
-        views: dict[str, Any] = {"expected": expected, "raw": raw, "processed": processed()}
-        views |= {f"temperature:{i}": processed(temperature=float(t)) for i, t in enumerate(nodes)}
-        scores = scorer.score(rollouts, views=views)
-        self.sheet = Sheet.of(rollouts, scores)
-        if not self.sheet.tokens:
+    def __init__(self, rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[str], config: DiagnosisConfig,
+                 marks: Marks | None = None) -> None:
+        self.versions, self.scorer = list(versions), scorer
+        self._marks = marks
+        scores = scorer.score(rollouts, views=head_views(config))
+        sheet = Sheet.of(rollouts, scores)
+        if not sheet.tokens:
             raise _nothing_scored(rollouts, scorer)
-        kept = {id(rollout) for rollout in self.sheet.rollouts}
-        self._scores = [score for rollout, score in zip(rollouts, scores, strict=True) if id(rollout) in kept]
-        self.left_out_rollouts = len(rollouts) - len(self.sheet.rollouts)
-        self.temperatures_F = np.geomspace(config.temperature_min, config.temperature_max, FINE_TEMPERATURES)
-        nodes_KN = np.stack([self.view(f"temperature:{i}") for i in range(nodes.size)])
-        self._spline = CubicSpline(np.log(nodes), nodes_KN, axis=0) if np.isfinite(nodes_KN).all() else None
-        self._rows: dict[tuple[str, str, int], np.ndarray] = {}
-        self._settings: dict[str, np.ndarray] | None = None
+        kept = {id(rollout) for rollout in sheet.rollouts}
+        own = [score for rollout, score in zip(rollouts, scores, strict=True) if id(rollout) in kept]
+        super().__init__(sheet, own, lambda views: scorer.score(sheet.rollouts, views=views), config=config)
+        self.left_out_rollouts = len(rollouts) - len(sheet.rollouts)
+        self.variants: dict[str, Variant] = {}
+        """What was tried, in order, by `Variant.name`; pairs.py asks the sampler's explanations of them again."""
+        self._rows: dict[tuple[Any, ...], np.ndarray] = {}
 
     @property
     def compared(self) -> list[tuple[int, Rollout, Score]]:
         """(0, rollout, score) of what is on the sheet."""
         return [(0, rollout, score) for rollout, score in zip(self.sheet.rollouts, self._scores, strict=True)]
 
-    def view(self, name: str) -> np.ndarray:
-        """A head view, float64 [N] nats."""
-        return self.sheet.flat([score.views[name] for score in self._scores])
+    @property
+    def marks(self) -> Marks:
+        """Where a prompt's parts begin: as given, else from the model folder of the newest version."""
+        if self._marks is None:
+            shelf = getattr(self.scorer, "shelf", None)
+            known = shelf.know(self.versions[-1]) if shelf is not None and self.versions else None
+            self._marks = Marks() if known is None else marks_of(known.base or known.path)
+        return self._marks
 
-    def setting(self, settings: Mapping[str, float]) -> np.ndarray:
-        """Processed logprobs with one of TRUNCATIONS or PENALTIES in place of the trainer's, float64 [N]."""
-        if self._settings is None:
-            views = {name_of(one): processed(**one) for one in (*TRUNCATIONS, *PENALTIES)}
-            scores = self._scorer.score(self.sheet.rollouts, views=views)
-            self._settings = {name: self.sheet.flat([score.views[name] for score in scores]) for name in views}
-        return self._settings[name_of(settings)]
+    def is_adapter(self, rollout: Rollout) -> bool:
+        """Is one of the versions that generated the rollout a LoRA adapter?"""
+        shelf = getattr(self.scorer, "shelf", None)
+        known = [] if shelf is None else [shelf.know(span.version) for span in rollout.weight_versions]
+        return any(one is not None and one.base for one in known)
 
-    def at_temperature(self, temperature: float) -> np.ndarray | None:
-        """Processed logprobs at any temperature in range, float64 [N], interpolated in ln T; None under truncation."""
-        return None if self._spline is None else self._spline(np.log(temperature))
+    def base_scorer(self) -> Scorer | None:
+        """A scorer of the base models alone; None without an adapter among the rollouts' versions."""
+        if not any(self.is_adapter(rollout) for rollout in self.sheet.rollouts):
+            return None
+        from collector.shadow.siblings import without_adapter
+
+        names = {span.version: None for rollout in self.sheet.rollouts for span in rollout.weight_versions}
+        return without_adapter(self.scorer, list(names))  # type: ignore[arg-type]
 
     def entropy(self) -> np.ndarray:
         """Entropy of the expected distribution, nats [N]; NaN where the scorer gives none."""
@@ -87,27 +104,62 @@ class Bench:
 
     def older_weights(self) -> dict[str, np.ndarray]:
         """What the engine would report had it kept older weights: variant name → [N]. Rollouts without older weights: expected."""
-        return self._older("version", lambda rollout: True)
+        return self._older("stale_weights", "version", lambda rollout: True)
 
     def older_prefix(self) -> dict[str, np.ndarray]:
         """The same for the KV of the cached prompt prefix only; rollouts without cached tokens: expected."""
-        return self._older("prefix_version", lambda rollout: bool(rollout.cached_prompt_tokens))
+        return self._older("stale_prefix_cache", "prefix_version", lambda rollout: bool(rollout.cached_prompt_tokens))
 
-    def _older(self, argument: str, concerns: Callable[[Rollout], bool]) -> dict[str, np.ndarray]:
+    def under(self, variant: Variant, *, keep: bool = True) -> np.ndarray | None:
+        """The expected view with the variant in place, float64 [N]; None when some token of it could not be scored. `keep`: for pairs."""
+        rows = [score.views["expected"] for score in self._scores]
+        for arguments, mine in _by_arguments(variant):
+            keys = {i: (i, variant.rollouts[i].prompt_tokens_P.tobytes(), tuple(sorted(arguments.items())), id(variant.scorer)) for i in mine}
+            missing = [i for i in mine if keys[i] not in self._rows]
+            if missing:
+                scores = self._ask(variant, missing, {"expected": expected}, arguments)
+                self._rows.update({keys[i]: score.views["expected"] for i, score in zip(missing, scores, strict=True)})
+            for i in mine:
+                rows[i] = self._rows[keys[i]]
+        flat_N = self.sheet.flat(rows)
+        if not variant.rollouts or np.isnan(flat_N).any():
+            return None
+        if keep:
+            self.variants.setdefault(variant.name, variant)
+        return flat_N
+
+    def heads_under(self, variant: Variant) -> Heads:
+        """Every head view with the variant in place; costs one more pass, and one more for its dear views."""
+        def more(views: Mapping[str, Any]) -> list[Score]:
+            own = {} if len(variant.rollouts) == len(self.sheet.rollouts) else dict(enumerate(self.scorer.score(self.sheet.rollouts, views=views)))
+            return [score for _, score in sorted((own | self._scores_of(variant, views)).items())]
+
+        scores = dict(enumerate(self._scores)) | self._scores_of(variant, head_views(self.config))
+        return Heads(self.sheet, [score for _, score in sorted(scores.items())], more, config=self.config)
+
+    def _scores_of(self, variant: Variant, views: Mapping[str, Any]) -> dict[int, Score]:
+        found: dict[int, Score] = {}
+        for arguments, mine in _by_arguments(variant):
+            found |= dict(zip(mine, self._ask(variant, mine, views, arguments), strict=True))
+        return found
+
+    def _ask(self, variant: Variant, mine: Sequence[int], views: Mapping[str, Any], arguments: Mapping[str, str]) -> list[Score]:
+        return (variant.scorer or self.scorer).score([variant.rollouts[i] for i in mine], views=views, **arguments)
+
+    def _older(self, cause: str, argument: str, concerns: Callable[[Rollout], bool]) -> dict[str, np.ndarray]:
         places = [self._place(rollout) if concerns(rollout) else None for rollout in self.sheet.rollouts]
         older = max((place for place in places if place is not None), default=0)
-        wanted = self._wanted(older)
-        found = {}
-        for index in wanted:
-            version = self.versions[index]
-            rows = self._variant(argument, {i: version for i, place in enumerate(places) if place is not None and place > index})
-            if rows is not None:
-                found[version] = rows
+        named = {self.versions[index]: {i: self.versions[index] for i, place in enumerate(places) if place is not None and place > index}
+                 for index in self._wanted(older)}
         if len({place for place in places if place}) > 1:
-            previous = {i: self.versions[place - 1] for i, place in enumerate(places) if place}
-            rows = self._variant(argument, previous)
-            if rows is not None:
-                found["the one before"] = rows
+            named["the one before"] = {i: self.versions[place - 1] for i, place in enumerate(places) if place}
+        found = {}
+        for name, version_of in named.items():
+            values_N = self.under(Variant(
+                cause=cause, parameters={"version" if argument == "version" else "kv_version": name},
+                rollouts={i: self.sheet.rollouts[i] for i in version_of}, arguments={i: {argument: version} for i, version in version_of.items()}))
+            if values_N is not None:
+                found[name] = values_N
         return found
 
     def _wanted(self, older: int) -> list[int]:
@@ -123,27 +175,13 @@ class Bench:
         places = [self.versions.index(span.version) for span in rollout.weight_versions if span.version in self.versions]
         return min(places, default=None)
 
-    def _variant(self, argument: str, version_of: Mapping[int, str]) -> np.ndarray | None:
-        rows = [score.views["expected"] for score in self._scores]
-        for version in dict.fromkeys(version_of.values()):
-            mine = [i for i, name in version_of.items() if name == version]
-            missing = [i for i in mine if (argument, version, i) not in self._rows]
-            if missing:
-                scores = self._scorer.score([self.sheet.rollouts[i] for i in missing], views={"expected": expected}, **{argument: version})
-                self._rows.update({(argument, version, i): score.views["expected"] for i, score in zip(missing, scores, strict=True)})
-            for i in mine:
-                rows[i] = self._rows[argument, version, i]
-        flat_N = self.sheet.flat(rows)
-        return flat_N if version_of and not np.isnan(flat_N).any() else None
 
-
-def name_of(settings: Mapping[str, float]) -> str:
-    """The view name of overridden settings.
-
-    >>> name_of({"top_p": 0.9})
-    'top_p:0.9'
-    """
-    return ",".join(f"{name}:{value:g}" for name, value in settings.items())
+def _by_arguments(variant: Variant) -> list[tuple[dict[str, str], list[int]]]:
+    """Indices that are scored by one call, with its arguments."""
+    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for i in variant.rollouts:
+        groups.setdefault(tuple(sorted(variant.arguments.get(i, {}).items())), []).append(i)
+    return [(dict(arguments), mine) for arguments, mine in groups.items()]
 
 
 def _nothing_scored(rollouts: Sequence[Rollout], scorer: Scorer) -> Exception:

@@ -44,12 +44,34 @@ CAUSE_TEXTS = {
         meaning="the engine reports logprobs that are NaN, infinite or missing for tokens it sampled",
         fix="Do not train on these requests; serialise weight updates with generation and look at the engine's log for overflow.",
         next="klaxon look FILE"),
+    "prompt_mismatch": CauseText(
+        meaning="the engine saw another prompt than the one recorded for the trainer (BOS, chat template, system prompt)",
+        fix="Send token ids (`prompt` as a list of ids in /v1/completions) instead of text, or add_special_tokens=false for text that a chat template "
+            "has already rendered; give engine and trainer the same --chat-template, and train on the engine's own prompt_token_ids (return_token_ids=true).",
+        next="curl -s ENGINE_URL/tokenize -H 'Content-Type: application/json' -d '{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}'"),
     "corrupted_requests": CauseText(
         meaning="a few requests are wrong while the rest are at the floor",
-        fix="Do not train on these requests.", next="klaxon score FILE --model DIR"),
+        fix="Do not train on these requests. Try the engine with --no-enable-prefix-caching, --no-async-scheduling and --enforce-eager in turn, and upgrade it: "
+            "answers mixed up between requests are a scheduler or state-slot fault.",
+        next="klaxon score FILE --model DIR"),
+    "position_dependent": CauseText(
+        meaning="the two sides agree up to a position in the sequence and differ from there on",
+        fix="Compare rope_scaling (YaRN factor, original_max_position_embeddings; --hf-overrides) of both sides, then try the engine with --kv-cache-dtype auto, "
+            "another --block-size and --attention-backend, and --max-model-len below the position.",
+        next="grep -E -A8 'rope_(scaling|parameters|theta)' MODEL_DIR/config.json"),
+    "lora_not_applied": CauseText(
+        meaning="the engine generates with the base model: the adapter is not applied",
+        fix="Name the adapter in every request (`model`: its name under --enable-lora --lora-modules NAME=PATH, or after POST /v1/load_lora_adapter), and check that "
+            "its module names match the engine's.",
+        next="curl -s ENGINE_URL/v1/models"),
+    "quantization": CauseText(
+        meaning="the engine computes with quantised linear layers and the trainer does not",
+        fix="Restart the engine without --quantization and with the trainer's weights, or declare the mismatch under [contract] and correct for it "
+            "(truncated importance sampling).",
+        next="grep -A8 quantization_config MODEL_DIR/config.json"),
     "unexplained": CauseText(
         meaning="the two sides differ and no explanation Klaxon can test predicts the engine's logprobs",
-        fix="Check what Klaxon cannot test: prompts and chat template, adapters, quantisation, and the weights passed as --model.",
+        fix="Check what Klaxon cannot test: attention backend, expert routing, adapters it was not told of, and the weights passed as --model.",
         next="klaxon diagnose FILE --model DIR --previous OLDER_DIR"),
     "truncation": CauseText(
         meaning="the engine truncates (top-p, top-k, min-p) otherwise than the trainer assumes",

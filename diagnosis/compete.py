@@ -5,8 +5,10 @@
 3. Explained means: residual ≤ `at_floor_ratio` × floor. The floor is what the declared precision alone makes of the same
    tokens (shadow in bf16 against float32), √2 times that when both sides compute in bf16.
    Older weights are asked only while no head view explains the tokens: each costs a pass of its own.
-4. Another leads and is not explained: named, never confident, when it removes half of the excess over the floor; else
-   healthy leads. Healthy leads and is not explained: noise on every token is engine_numerics, the rest unexplained.
+   Passes with other prompts, pairs of faults and donors run only while nothing cheaper explains the tokens.
+4. Another leads and is not explained: a part (a position on, a few rollouts) beside which healthy explains the rest goes before it
+   (shapes.py, parts.py); else it is named, never confident, when it removes half of the excess over the floor; else healthy leads.
+   Healthy leads and is not explained: noise on every token is engine_numerics, the rest unexplained.
 5. Confident means: enough held-out tokens and rollouts, explained, parameters agree between the folds, and every other
    cause that predicts something else is beaten by the margin. Two reports that look alike (raw logprobs, and a hidden
    temperature of 1) are told apart by how the tokens were sampled (sampling.py).
@@ -26,16 +28,19 @@ from diagnosis.audit import engine_facts, rollout_facts
 from diagnosis.bench import Bench, Scorer
 from diagnosis.causes import CAUSE_TEXTS
 from diagnosis.config import DiagnosisConfig
-from diagnosis.explanations import DEAR, EXPLANATIONS, OLDER, Prediction, predictions
+from diagnosis.explanations import DEAR, EXPLANATIONS, OLDER, PASSES, Prediction, predictions
 from diagnosis.floor import FloorOf, expected_floor
 from diagnosis.noise import noise_shape
+from diagnosis.pairs import pairs
+from diagnosis.parts import Part, find_part
 from diagnosis.projection import SMALLEST_DIFFERENCE_NATS, projection
+from diagnosis.prompts import Marks
 from diagnosis.sampling import sampled_at
 from diagnosis.shape import shape_of
 from diagnosis.sheet import Contrast
 from diagnosis.signatures import Signature, with_signatures
 
-CHEAP = tuple(cause for cause in EXPLANATIONS if cause not in (*OLDER, *DEAR))
+CHEAP = tuple(cause for cause in EXPLANATIONS if cause not in (*OLDER, *DEAR, *PASSES))
 SHIFT_NATS = 0.004
 
 
@@ -50,7 +55,8 @@ class Ruling:
 
 
 def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[str], config: DiagnosisConfig,
-             engine_config: Mapping[str, Any] | None = None, floor: FloorOf | None = None, signatures: Sequence[Signature] = ()) -> Diagnosis:
+             engine_config: Mapping[str, Any] | None = None, floor: FloorOf | None = None, marks: Marks | None = None,
+             signatures: Sequence[Signature] = ()) -> Diagnosis:
     """The verdict on these rollouts.
 
     Args:
@@ -59,6 +65,7 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
         versions: weight versions the scorer can load, the newest last.
         engine_config: the engine's own settings from its tap, for evidence.
         floor: measures the intrinsic floor, nats, of some rollouts; None = from the scorer's own weights.
+        marks: where a prompt's parts begin; None = from the newest version's folder.
         signatures: known faults whose resemblance is put beside the evidence.
 
     Raises:
@@ -68,26 +75,31 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
     nonfinite = sum(int((~np.isfinite(r.engine_logprobs_T) & r.sampled_mask_T).sum()) for r in rollouts)
     if nonfinite and not any((np.isfinite(r.engine_logprobs_T) & r.sampled_mask_T).any() for r in rollouts):
         return _diagnosis(_non_finite(nonfinite, rollouts), [], floor_nats=None, tokens=0)
-    bench = Bench(rollouts, scorer, versions=versions, config=config)
+    bench = Bench(rollouts, scorer, versions=versions, config=config, marks=marks)
     floor_nats = expected_floor(bench, scorer, floor)
     field = predictions(bench, CHEAP)
     if not _explained(bench, field, floor_nats):
         field += predictions(bench, OLDER)
     if _needs_more(bench, field, floor_nats):
         field += predictions(bench, DEAR)
-    ruling = decide(bench, field, floor_nats)
+    part = None if _explained(bench, field, floor_nats) else find_part(bench, floor_nats)
+    if part is None and not _explained(bench, field, floor_nats) and not _healthy(bench, field, floor_nats):
+        field += predictions(bench, PASSES)
+        if not _explained(bench, field, floor_nats):
+            field += pairs(bench)
+    ruling = decide(bench, field, floor_nats, part)
     if nonfinite and ruling.cause in ("healthy", "engine_numerics"):
         ruling = _non_finite(nonfinite, rollouts)
     facts = [fact for fact in rollout_facts(bench.sheet.rollouts) if fact.cause]
     facts += [fact for fact in engine_facts(engine_config or {}, expected_mode=_mode(rollouts)) if fact.cause]
     causes = [_cause(bench, one, [fact.text for fact in facts if fact.cause == one.cause]) for one in field]
-    causes += _unpredicted(bench, ruling, nonfinite)
+    causes += _unpredicted(bench, ruling, nonfinite, part)
     found = _diagnosis(ruling, causes, floor_nats=floor_nats, tokens=bench.sheet.tokens)
     return with_signatures(found, shape_of(bench.compared), signatures) if signatures else found
 
 
-def decide(bench: Bench, field: Sequence[Prediction], floor_nats: float) -> Ruling:
-    """Which prediction explains the tokens, and how sure that is. `field` starts with healthy."""
+def decide(bench: Bench, field: Sequence[Prediction], floor_nats: float, part: Part | None = None) -> Ruling:
+    """Which prediction explains the tokens, and how sure that is. `field` starts with healthy; `part`: healthy but for that."""
     sheet, config = bench.sheet, bench.config
     healthy = field[0]
     leader = min(field, key=lambda one: sheet.residual(one.values_N))
@@ -98,6 +110,9 @@ def decide(bench: Bench, field: Sequence[Prediction], floor_nats: float) -> Ruli
     if not _worth_naming(bench, healthy, leader, limit, floor_nats):
         leader = healthy
     residual = _worst_residual(bench, healthy, leader)
+    if part is not None and (leader is healthy or residual > limit):
+        doubts = [*_too_little(bench, None), *part.doubts]
+        return Ruling(cause=part.cause, confident=not doubts, why=(*part.why, *doubts), parameters=part.parameters)
     if leader is healthy:
         return _rule_healthy(bench, field, residual, limit, floor_nats)
     leader, tie = _settle_twins(bench, field, leader)
@@ -165,6 +180,11 @@ def _explained(bench: Bench, field: Sequence[Prediction], floor_nats: float) -> 
             and _worst_residual(bench, field[0], best) <= bench.config.at_floor_ratio * floor_nats)
 
 
+def _healthy(bench: Bench, field: Sequence[Prediction], floor_nats: float) -> bool:
+    """Is the healthy prediction at the floor, so that nothing calls for dear passes?"""
+    return bench.sheet.residual(field[0].values_N) <= bench.config.at_floor_ratio * floor_nats
+
+
 def _needs_more(bench: Bench, field: Sequence[Prediction], floor_nats: float) -> bool:
     """Are truncation and penalties worth a pass: something is unexplained, or every token is shifted a little."""
     sheet = bench.sheet
@@ -194,7 +214,7 @@ def _rivals(bench: Bench, field: Sequence[Prediction], leader: Prediction, settl
     """Causes the data do not tell from the leader. `settled`: a twin already told apart by how tokens were sampled."""
     doubts = []
     for one in field:
-        if one.cause in (leader.cause, settled):
+        if one.cause in (leader.cause, settled) and one.second == leader.second:
             continue
         contrast = bench.sheet.contrast(one.values_N, leader.values_N)
         if not _beats(contrast, bench.config):
@@ -220,14 +240,14 @@ class Tie:
 
 
 def _settle_twins(bench: Bench, field: Sequence[Prediction], leader: Prediction) -> tuple[Prediction, Tie]:
-    twins = {one.cause: one for one in field if one.cause in ("raw_logprobs", "temperature")}
+    twins = {one.cause: one for one in field if one.cause in ("raw_logprobs", "temperature") and one.second == leader.second}
     if leader.cause not in twins or len(twins) < 2:
         return leader, Tie()
     if _beats(bench.sheet.contrast(twins["raw_logprobs"].values_N, twins["temperature"].values_N), bench.config):
         return leader, Tie()
     if _beats(bench.sheet.contrast(twins["temperature"].values_N, twins["raw_logprobs"].values_N), bench.config):
         return leader, Tie()
-    sampled = sampled_at(bench, reported=float(twins["temperature"].parameters["temperature"]))
+    sampled = sampled_at(leader.heads or bench, reported=float(twins["temperature"].parameters["temperature"]))
     if sampled is None:
         return leader, Tie(sure=False, why=("not sure: raw logprobs and a hidden temperature predict the same here",))
     cause = "raw_logprobs" if sampled.as_declared else "temperature"
@@ -241,10 +261,12 @@ def _non_finite(count: int, rollouts: Sequence[Rollout]) -> Ruling:
     return Ruling(cause="non_finite", confident=True, why=(text,), parameters={})
 
 
-def _unpredicted(bench: Bench, ruling: Ruling, nonfinite: int) -> list[Cause]:
+def _unpredicted(bench: Bench, ruling: Ruling, nonfinite: int, part: Part | None) -> list[Cause]:
     """Causes without a prediction of their own: shown when they are the verdict, or hold besides it."""
     residual = bench.sheet.residual(bench.view("expected"))
     found = []
+    if part is not None:
+        found.append(Cause(cause=part.cause, residual_nats=part.residual_nats, tokens=bench.sheet.tokens, evidence=part.evidence, parameters=part.parameters))
     if ruling.cause in ("engine_numerics", "unexplained"):
         found.append(Cause(cause=ruling.cause, residual_nats=residual, tokens=bench.sheet.tokens, evidence=()))
     if nonfinite:
@@ -263,10 +285,12 @@ def _mode(rollouts: Sequence[Rollout]) -> str:
 
 
 def _diagnosis(ruling: Ruling, causes: list[Cause], *, floor_nats: float | None, tokens: int) -> Diagnosis:
-    mine = next((one for one in causes if one.cause == ruling.cause), Cause(cause=ruling.cause, residual_nats=None, tokens=tokens))
+    same = [one for one in causes if one.cause == ruling.cause]  # a cause alone, and with a second one
+    mine = next((one for one in same if dict(one.parameters) == dict(ruling.parameters)),
+                same[0] if same else Cause(cause=ruling.cause, residual_nats=None, tokens=tokens))
     first = Cause(cause=mine.cause, residual_nats=mine.residual_nats, tokens=mine.tokens, evidence=(*ruling.why, *mine.evidence),
                   parameters=dict(ruling.parameters) or dict(mine.parameters))
-    rest = sorted((one for one in causes if one.cause != ruling.cause), key=lambda one: math.inf if one.residual_nats is None else one.residual_nats)
+    rest = sorted((one for one in causes if one is not mine), key=lambda one: math.inf if one.residual_nats is None else one.residual_nats)
     text = CAUSE_TEXTS[ruling.cause]
     return Diagnosis(verdict=ruling.cause, confident=ruling.confident, causes=(first, *rest), floor_nats=floor_nats, next=text.next,
                      fix=text.fix, tokens=tokens)

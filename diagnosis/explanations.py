@@ -13,12 +13,22 @@ from typing import Any
 import numpy as np
 
 from collector.errors import InputError
+from collector.records import Rollout
 from diagnosis.audit import transforms
-from diagnosis.bench import PENALTIES, TRUNCATIONS, Bench, name_of
+from diagnosis.bench import Bench, Variant
+from diagnosis.heads import PENALTIES, TRUNCATIONS, Heads, name_of
 from diagnosis.projection import projection
+from diagnosis.prompts import edits
 
 OUTSIDE_SHARE = 0.01
 """An explanation under which more of the sampled tokens than this were impossible is refuted; a few boundary tokens are not."""
+
+
+MAX_EDITS = 6
+"""Prompt edits tried at most, those that concern most rollouts."""
+
+SCREENED_ROLLOUTS, MAX_FULL = 4, 2
+"""All of them on this many rollouts, the best on all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +40,8 @@ class Prediction:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     stable: bool = True  # both folds chose the same parameter, or nearly
     evidence: tuple[str, ...] = ()
+    second: str = ""  # a pair's other cause; "" = this cause alone
+    heads: Heads | None = None  # the pass a pair's prediction was read from
 
 
 def healthy(bench: Bench) -> Prediction:
@@ -37,7 +49,7 @@ def healthy(bench: Bench) -> Prediction:
     return Prediction(cause="healthy", values_N=bench.view("expected"))
 
 
-def raw_logprobs(bench: Bench) -> Prediction | None:
+def raw_logprobs(bench: Heads) -> Prediction | None:
     """The other logprobs mode than the trainer assumes; None where both modes are the same thing."""
     modes = {rollout.expected_logprobs_mode for rollout in bench.sheet.rollouts}
     if not any(transforms(rollout.sampling) for rollout in bench.sheet.rollouts):
@@ -48,7 +60,7 @@ def raw_logprobs(bench: Bench) -> Prediction | None:
     return Prediction(cause="raw_logprobs", values_N=bench.view("raw"), parameters={"reports": "raw_logprobs"})
 
 
-def temperature(bench: Bench) -> Prediction | None:
+def temperature(bench: Heads) -> Prediction | None:
     """Processed logprobs at a fitted temperature."""
     sheet, grid_F = bench.sheet, bench.temperatures_F
     if bench.at_temperature(1.0) is None:
@@ -66,12 +78,12 @@ def temperature(bench: Bench) -> Prediction | None:
     )
 
 
-def truncation(bench: Bench) -> Prediction | None:
+def truncation(bench: Heads) -> Prediction | None:
     """Another top-p, top-k or min-p than the trainer assumes, renormalised over the kept tokens."""
     return _best_of("truncation", {name_of(s): (bench.setting(s), s) for s in TRUNCATIONS}, bench)
 
 
-def penalties(bench: Bench) -> Prediction | None:
+def penalties(bench: Heads) -> Prediction | None:
     """A repetition penalty the trainer does not know of."""
     return _best_of("penalties", {name_of(s): (bench.setting(s), s) for s in PENALTIES}, bench)
 
@@ -99,7 +111,56 @@ def stale_prefix_cache(bench: Bench) -> Prediction | None:
     return replace(found, evidence=evidence)
 
 
-def _best_of(cause: str, variants: Mapping[str, tuple[np.ndarray, Mapping[str, Any]]], bench: Bench) -> Prediction | None:
+def lora_not_applied(bench: Bench) -> Prediction | None:
+    """The base model generated, not the adapter on it; only rollouts labelled with an adapter are concerned."""
+    base = bench.base_scorer()
+    if base is None:
+        return None
+    adapters = {i: rollout for i, rollout in enumerate(bench.sheet.rollouts) if bench.is_adapter(rollout)}
+    values_N = bench.under(Variant(cause="lora_not_applied", parameters={"weights": "base model"}, rollouts=adapters, scorer=base))
+    if values_N is None:
+        return None
+    share = projection(bench.sheet, bench.view("expected"), values_N)
+    text = f"{len(adapters)} of {len(bench.sheet.rollouts)} rollouts are labelled with an adapter"
+    where = () if share is None else (f"β = {share.beta:+.2f} ± {share.se:.2f} (0 = adapter applied, 1 = base model)",)
+    return Prediction(cause="lora_not_applied", values_N=values_N, parameters={"weights": "base model"}, evidence=(text, *where))
+
+
+def prompt_mismatch(bench: Bench) -> Prediction | None:
+    """The engine saw another prompt: BOS, system turn or generation prompt more or less than recorded."""
+    variants: dict[str, dict[int, Rollout]] = {}
+    for i, rollout in enumerate(bench.sheet.rollouts):
+        for name, ids_P in edits(rollout.prompt_tokens_P, bench.marks).items():
+            variants.setdefault(name, {})[i] = replace(rollout, prompt_tokens_P=ids_P)
+    found = {}
+    for name, rollouts in _screened(bench, variants).items():
+        values_N = bench.under(Variant(cause="prompt_mismatch", parameters={"engine_prompt": name}, rollouts=rollouts))
+        if values_N is not None:
+            found[name] = (values_N, {"engine_prompt": name})
+    best = _best_of("prompt_mismatch", found, bench)
+    if best is None:
+        return None
+    tried = ", ".join(f"{name} {bench.sheet.residual(values_N):.4f}" for name, (values_N, _) in found.items())
+    first_N = bench.sheet.index_N == 0
+    first = bench.sheet.residual(bench.view("expected"), first_N)
+    return replace(best, evidence=(*best.evidence, f"residual if the engine's prompt had, nats: {tried}",
+                                   f"as recorded, the first completion tokens are off by {first:.4f} nats on average"))
+
+
+def _screened(bench: Bench, variants: Mapping[str, Mapping[int, Rollout]]) -> dict[str, Mapping[int, Rollout]]:
+    """The MAX_FULL edits that leave least on a few rollouts of one fold; a full pass of each would cost more than it tells."""
+    first = {int(i) for i in np.unique(bench.sheet.rollout_N[bench.sheet.fold_N == 0])[:SCREENED_ROLLOUTS]}
+    within_N = np.isin(bench.sheet.rollout_N, list(first))
+    left = {}
+    for name, rollouts in sorted(variants.items(), key=lambda item: -len(item[1]))[:MAX_EDITS]:
+        few = {i: rollout for i, rollout in rollouts.items() if i in first}
+        values_N = bench.under(Variant(cause="prompt_mismatch", parameters={"engine_prompt": name}, rollouts=few), keep=False)
+        if values_N is not None:
+            left[name] = bench.sheet.residual(values_N, within_N)
+    return {name: variants[name] for name in sorted(left, key=lambda name: left[name])[:MAX_FULL]}
+
+
+def _best_of(cause: str, variants: Mapping[str, tuple[np.ndarray, Mapping[str, Any]]], bench: Heads) -> Prediction | None:
     """The variant with the least residual on the other fold; None without an admissible one."""
     sheet = bench.sheet
     usable = {name: item for name, item in variants.items() if np.isneginf(item[0]).mean() <= OUTSIDE_SHARE}
@@ -119,16 +180,21 @@ EXPLANATIONS: dict[str, Callable[[Bench], Prediction | None]] = {
     "temperature": temperature,
     "stale_weights": stale_weights,
     "stale_prefix_cache": stale_prefix_cache,
+    "lora_not_applied": lora_not_applied,
     "truncation": truncation,
     "penalties": penalties,
+    "prompt_mismatch": prompt_mismatch,
 }
-"""Cause → what the engine would have reported. engine_numerics, non_finite and unexplained predict nothing: see compete.py."""
+"""Cause → what the engine would have reported. What predicts nothing (engine_numerics, position_dependent, …): see compete.py and shapes.py."""
 
-OLDER = ("stale_weights", "stale_prefix_cache")
-"""Each older version costs a pass through its own weights: not asked once a head view explains the tokens."""
+OLDER = ("stale_weights", "stale_prefix_cache", "lora_not_applied")
+"""Each older version, and the base model of adapters, costs a pass through its own weights: not asked once a head view explains the tokens."""
 
 DEAR = ("truncation", "penalties")
 """Asked only when the others leave something unexplained: their views cost as much as all the others together."""
+
+PASSES = ("prompt_mismatch",)
+"""Asked only when all of these explain nothing: a pass over all rollouts for each variant."""
 
 
 def predictions(bench: Bench, causes: Iterable[str]) -> list[Prediction]:

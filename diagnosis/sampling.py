@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from diagnosis.bench import Bench
+from diagnosis.heads import Heads
 from diagnosis.sheet import clustered_mean
 
 CLEAR_NATS = math.log(1000)
@@ -29,7 +29,7 @@ class Sampled:
     text: str
 
 
-def sampled_at(bench: Bench, *, reported: float) -> Sampled | None:
+def sampled_at(bench: Heads, *, reported: float) -> Sampled | None:
     """None when the two hypotheses are the same distribution."""
     at_reported = bench.at_temperature(reported)
     if at_reported is None:

@@ -40,6 +40,10 @@ class Sheet:
         self._use = tuple(use)  # bool [T] per rollout
         sizes = [int(mask.sum()) for mask in use]
         self.rollout_N = np.repeat(np.arange(len(rollouts)), sizes)
+        indices = [np.flatnonzero(mask) for mask in use]
+        self.index_N = np.concatenate(indices) if indices else np.empty(0, dtype=int)  # index of the token in its completion
+        prompts = np.array([rollout.prompt_tokens_P.size for rollout in rollouts], dtype=int)
+        self.position_N = self.index_N + prompts[self.rollout_N]  # and in prompt + completion
         self.engine_N = self.flat([rollout.engine_logprobs_T for rollout in rollouts])
         self.fold_N = _folds(rollouts)[self.rollout_N]
         cached = np.array([bool(rollout.cached_prompt_tokens) for rollout in rollouts], dtype=bool)

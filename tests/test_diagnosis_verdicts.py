@@ -14,6 +14,7 @@ import pytest
 from collector.records import Diagnosis
 from diagnosis.compete import diagnose
 from diagnosis.config import DiagnosisConfig
+from diagnosis.prompts import Marks
 
 HERE = Path(__file__).parent / "fixtures" / "diagnosis"
 _spec = importlib.util.spec_from_file_location("klaxon_diagnosis_scores", HERE / "scores.py")
@@ -28,10 +29,43 @@ TRUTH = {
 CONFIDENT = ("v0181_raw_t07", "v0181_processed_t07", "temperature_08", "stale_weights", "stale_prefix_cache", "healthy_v2")
 
 
+GENERATED = {
+    "healthy_f32": ("healthy", {}), "bos_doubled": ("prompt_mismatch", {"engine_prompt": "BOS doubled"}),
+    "system_dropped": ("prompt_mismatch", {"engine_prompt": "system prompt dropped"}), "position_56": ("position_dependent", {"position": 58}),
+    "corrupted": ("corrupted_requests", {"requests": ["corrupted-3", "corrupted-11"]}),
+    "raw_and_stale": ("raw_logprobs", {"with": "stale_weights", "version": "1"}),
+}
+"""Made by generate.py, float32 on both sides: cause and some of its parameters."""
+
+SMOL = Marks(bos=1, openers=frozenset({1}), system_role=(9690,), default_system=(
+    1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198))
+"""As prompts.marks_of reads them from the model's folder."""
+
+
 def judged(name: str, *, rollouts: slice = slice(None)) -> Diagnosis:
     scorer = kept.KeptScores(HERE / f"{name}.scores.npz")
-    return diagnose(kept.rollouts_of(name)[rollouts], scorer, versions=kept.CASES[name], config=DiagnosisConfig(),
-                    floor=lambda _: scorer.floor_nats)
+    return diagnose(kept.rollouts_of(name)[rollouts], scorer, versions=(kept.CASES | kept.GENERATED)[name], config=DiagnosisConfig(),
+                    floor=lambda _: scorer.floor_nats, marks=SMOL if name in GENERATED else None)
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_fault_of_the_prompt_the_position_single_requests_or_two_at_once_is_named_for_sure(name: str) -> None:
+    verdict, (cause, parameters) = judged(name), GENERATED[name]
+    assert (verdict.verdict, verdict.confident) == (cause, True)
+    assert parameters.items() <= verdict.causes[0].parameters.items()
+
+
+def test_mixed_up_requests_name_the_donor_whose_prompt_explains_them() -> None:
+    rollouts = {rollout.request_id: rollout for rollout in kept.rollouts_of("corrupted")}
+    donors = judged("corrupted").causes[0].parameters["donors"]
+    assert set(donors) == {"corrupted-3", "corrupted-11"}
+    for taker, giver in donors.items():  # generate.py takes the prompt of the third question after
+        whose = rollouts[f"corrupted-{(int(taker.rpartition('-')[2]) % 10 + 3) % 10}"].prompt_tokens_P
+        assert rollouts[giver].prompt_tokens_P.tolist() == whose.tolist()
+
+
+def test_of_two_faults_the_second_is_in_the_evidence() -> None:
+    assert any("together with stale_weights" in text for text in judged("raw_and_stale").causes[0].evidence)
 
 
 @pytest.mark.parametrize(("name", "truth"), TRUTH.items())

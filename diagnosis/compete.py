@@ -56,7 +56,7 @@ class Ruling:
 
 def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[str], config: DiagnosisConfig,
              engine_config: Mapping[str, Any] | None = None, floor: FloorOf | None = None, marks: Marks | None = None,
-             signatures: Sequence[Signature] = ()) -> Diagnosis:
+             signatures: Sequence[Signature] = (), deep: bool = True) -> Diagnosis:
     """The verdict on these rollouts.
 
     Args:
@@ -67,6 +67,7 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
         floor: measures the intrinsic floor, nats, of some rollouts; None = from the scorer's own weights.
         marks: where a prompt's parts begin; None = from the newest version's folder.
         signatures: known faults whose resemblance is put beside the evidence.
+        deep: while nothing explains the tokens, spend up to some thirty forward passes on other prompts, adapters and pairs.
 
     Raises:
         InputError: no token can be compared (the text names a request and why).
@@ -83,7 +84,7 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
     if _needs_more(bench, field, floor_nats):
         field += predictions(bench, DEAR)
     part = None if _explained(bench, field, floor_nats) else find_part(bench, floor_nats)
-    if part is None and not _explained(bench, field, floor_nats) and not _healthy(bench, field, floor_nats):
+    if deep and part is None and not _explained(bench, field, floor_nats) and not _healthy(bench, field, floor_nats):
         field += predictions(bench, PASSES)
         if not _explained(bench, field, floor_nats):
             field += pairs(bench)

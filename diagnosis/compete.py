@@ -67,7 +67,7 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
         floor: measures the intrinsic floor, nats, of some rollouts; None = from the scorer's own weights.
         marks: where a prompt's parts begin; None = from the newest version's folder.
         signatures: known faults whose resemblance is put beside the evidence.
-        deep: while nothing explains the tokens, spend up to some thirty forward passes on other prompts, adapters and pairs.
+        deep: while nothing explains the tokens, spend up to some thirty forward passes on parts, other prompts, adapters and pairs.
 
     Raises:
         InputError: no token can be compared (the text names a request and why).
@@ -83,7 +83,7 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
         field += predictions(bench, OLDER)
     if _needs_more(bench, field, floor_nats):
         field += predictions(bench, DEAR)
-    part = None if _explained(bench, field, floor_nats) else find_part(bench, floor_nats)
+    part = find_part(bench, floor_nats) if deep and not _explained(bench, field, floor_nats) else None
     if deep and part is None and not _explained(bench, field, floor_nats) and not _healthy(bench, field, floor_nats):
         field += predictions(bench, PASSES)
         if not _explained(bench, field, floor_nats):

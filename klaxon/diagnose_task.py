@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from klaxon.worker import Worker
 
 log = logging.getLogger("klaxon.diagnosis")
-DEEP_EVERY = 4  # competitions of an incident: the search for other prompts and pairs costs as much as scoring for minutes
 ATTEMPTS = 8  # competitions an incident gets while the verdict is not confident
 BEFORE_THE_CHANGE = 3  # versions: the estimated change can be late when a fault grows from update to update
 FRESH_ROLLOUTS = 12  # new scored rollouts before the next one
@@ -97,7 +96,7 @@ class Diagnostician:
         started = time.monotonic()
         try:
             verdict = diagnose(suspects, self.shadow.scorer, versions=self._candidates(recent, drift), config=settings,
-                               engine_config=self.taps.engine_config(), deep=self._attempts % DEEP_EVERY == 0)
+                               engine_config=self.taps.engine_config(), deep=False)  # the search would take the scorer for minutes
         except KlaxonError as error:
             self.say("diagnosis_failed", f"diagnosis did not finish: {error}", {})
             return

@@ -420,7 +420,7 @@ class Kept:
         self.rows: list[tuple] = []
         self.said: list[tuple[str, str]] = []
 
-    def query(self, sql: str) -> list[tuple]:
+    def query(self, sql: str, parameters: object = None) -> list[tuple]:
         return []
 
     def append_metrics(self, step, at, values, *, source) -> None:

@@ -136,10 +136,7 @@ class FrontEnd(Arrays):
     def widening(self) -> np.ndarray:
         """√ of the long-run variance of u, at least 1 [K]; nearer to 1 while it rests on few batches."""
         mass = np.maximum(self.power_mass, 1.0)
-        ratio = []
-        for i, rate in enumerate(SCALES):
-            runs = mass * rate
-            ratio.append((self.power[i] / mass * (2 - rate) / rate - 1) * runs / (runs + SHRINK))
+        ratio = [(self.power[i] / mass * (2 - rate) / rate - 1) * mass * rate / (mass * rate + SHRINK) for i, rate in enumerate(SCALES)]
         return np.sqrt(1 + np.clip(np.maximum(*ratio), 0.0, 400.0))
 
     def sd(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 from diagnosis.bench import Bench
 from diagnosis.donors import find_donors
-from diagnosis.shapes import REMARK, Break, Strays, find_break, find_strays
+from diagnosis.breaks import REMARK, Break, Strays, find_break, find_strays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

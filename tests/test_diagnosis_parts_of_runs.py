@@ -14,7 +14,7 @@ from diagnosis.config import DiagnosisConfig
 from diagnosis.donors import find_donors
 from diagnosis.parts import find_part
 from diagnosis.prompts import Marks, edits
-from diagnosis.shapes import find_break, find_strays
+from diagnosis.breaks import find_break, find_strays
 from diagnosis.sheet import Sheet
 
 FLOOR = 0.002

@@ -185,7 +185,7 @@ EXPLANATIONS: dict[str, Callable[[Bench], Prediction | None]] = {
     "penalties": penalties,
     "prompt_mismatch": prompt_mismatch,
 }
-"""Cause → what the engine would have reported. What predicts nothing (engine_numerics, position_dependent, …): see compete.py and shapes.py."""
+"""Cause → what the engine would have reported. What predicts nothing (engine_numerics, position_dependent, …): see compete.py and breaks.py."""
 
 OLDER = ("stale_weights", "stale_prefix_cache", "lora_not_applied")
 """Each older version, and the base model of adapters, costs a pass through its own weights: not asked once a head view explains the tokens."""

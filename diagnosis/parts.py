@@ -1,4 +1,4 @@
-"""Healthy but for a part: the verdicts corrupted_requests and position_dependent, from shapes.py and donors.py."""
+"""Healthy but for a part: the verdicts corrupted_requests and position_dependent, from breaks.py and donors.py."""
 
 from __future__ import annotations
 

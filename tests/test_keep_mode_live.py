@@ -109,6 +109,6 @@ def test_the_declared_kv_handling_is_healthy_and_the_other_is_not(run: Run, clea
     right = CLEARED[clear_cache]
     wrong = "keep" if right == "reset" else "reset"
     declared, undeclared = (after_the_change(rollouts, run.other, kv) for kv in (right, wrong))
-    assert declared < undeclared / 2 and undeclared > 0.03, (declared, undeclared)
-    if next(iter(rollouts)).engine_dtype == "float32":
-        assert declared < 1e-3
+    assert declared < undeclared / 2, (declared, undeclared)
+    if next(iter(rollouts)).engine_dtype == "float32":  # how large the other is depends on where the update fell: .026 to .068 seen
+        assert declared < 1e-3 and undeclared > 5e-3, (declared, undeclared)

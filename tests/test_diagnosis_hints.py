@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_engines import ROLLOUTS, generate, prompts, rollout, scorer_of, write_dense, write_experts
+from tiny_engines import generate, prompts, rollout, scorer_of, write_dense, write_experts
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, MixtralForCausalLM
 
@@ -98,13 +98,14 @@ def test_other_experts_for_single_tokens_are_routing_and_never_for_sure(tmp_path
         for name, module in model.named_modules():
             if name.endswith("gate"):
                 module.weight.data += torch.randn_like(module.weight) * module.weight.std() * SHAKE
-    found = judged(folder, [rollout(f"r{i}", ids_P, generate(model, ids_P, seed=i)) for i, ids_P in enumerate(prompts(ROLLOUTS))])
+    found = judged(folder, [rollout(f"r{i}", ids_P, generate(model, ids_P, seed=i)) for i, ids_P in enumerate(prompts(20))])
     assert found.verdict in verdicts and found.confident == (not shaken)
     if shaken:
         assert any("8 experts" in text for text in found.causes[0].evidence)
 
 
-SHAKE = 0.01
+SHAKE = 0.002
+"""Share of a router's spread it is off by: most tokens keep their experts."""
 
 
 def declared(name: str, head: str | None) -> Diagnosis:

@@ -42,10 +42,10 @@ SMOL = Marks(bos=1, openers=frozenset({1}), system_role=(9690,), default_system=
 """As prompts.marks_of reads them from the model's folder."""
 
 
-def judged(name: str, *, rollouts: slice = slice(None)) -> Diagnosis:
+def judged(name: str, *, rollouts: slice = slice(None), marks: Marks | None = None) -> Diagnosis:
     scorer = kept.KeptScores(HERE / f"{name}.scores.npz")
     return diagnose(kept.rollouts_of(name)[rollouts], scorer, versions=(kept.CASES | kept.GENERATED)[name], config=DiagnosisConfig(),
-                    floor=lambda _: scorer.floor_nats, marks=SMOL if name in GENERATED else None)
+                    floor=lambda _: scorer.floor_nats, marks=marks or (SMOL if name in GENERATED else None))
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -66,7 +66,7 @@ def test_mixed_up_requests_name_the_donor_whose_prompt_explains_them() -> None:
 
 @pytest.mark.parametrize("count", [3, 6, 10])
 def test_few_tokens_of_a_quantised_engine_never_give_a_confident_wrong_verdict(count: int) -> None:
-    verdict = judged("fp8", rollouts=slice(0, count))
+    verdict = judged("fp8", rollouts=slice(0, count), marks=Marks())
     assert not verdict.confident or verdict.verdict == "quantization"
 
 

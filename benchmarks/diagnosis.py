@@ -23,6 +23,7 @@ TRUTH = {
     "healthy_f32": "healthy", "bos_doubled": "prompt_mismatch", "bos_missing": "prompt_mismatch", "system_dropped": "prompt_mismatch",
     "system_added": "prompt_mismatch", "position_56": "position_dependent", "corrupted": "corrupted_requests", "raw_and_stale": "raw_logprobs",
     "top_p_and_bos": "truncation", "lora_not_applied": "lora_not_applied", "int8": "quantization",
+    "fp8": "quantization", "fp8_kv": "quantization", "bf16": "healthy", "update_within": "policy_lag",
 }
 """Case → the cause that was made; of a pair the first one."""
 
@@ -96,7 +97,7 @@ def opened(name: str, options: argparse.Namespace) -> tuple[Any, list[str]]:
 
     config = ShadowConfig(body_dtype=options.trainer)
     known = [inspect(options.work / "adapter", version="adapter", base=str(options.model))] if name == "lora_not_applied" else [
-        inspect(options.model, version="1"), *([inspect(options.work / "version_2", version="2")] if "stale" in name else [])]
+        inspect(options.model, version="1"), *([inspect(options.work / "version_2", version="2")] if "stale" in name or name == "update_within" else [])]
     return ShadowScorer(config, model_shelf(config, known)), [one.version for one in known]
 
 

@@ -67,6 +67,7 @@ class Bench(Heads):
         self.variants: dict[str, Variant] = {}
         """What was tried, in order, by `Variant.name`; pairs.py asks the sampler's explanations of them again."""
         self._rows: dict[tuple[Any, ...], np.ndarray] = {}
+        self._quantised: dict[str, Scorer] = {}
 
     @property
     def compared(self) -> list[tuple[int, Rollout, Score]]:
@@ -97,6 +98,16 @@ class Bench(Heads):
         names = {span.version: None for rollout in self.sheet.rollouts for span in rollout.weight_versions}
         return without_adapter(self.scorer, list(names))  # type: ignore[arg-type]
 
+    def quantised_scorer(self, scheme: str) -> Scorer | None:
+        """The scorer as a quantised engine would compute (collector/shadow/quantised.py); None where it cannot emulate that."""
+        if scheme not in self._quantised:
+            make = getattr(self.scorer, "quantised", None)
+            made = None if make is None else make(scheme)
+            if made is None:
+                return None
+            self._quantised[scheme] = made
+        return self._quantised[scheme]
+
     def entropy(self) -> np.ndarray:
         """Entropy of the expected distribution, nats [N]; NaN where the scorer gives none."""
         rows = [s.entropy_T if s.entropy_T is not None else np.full(r.n_tokens, np.nan) for r, s in zip(self.sheet.rollouts, self._scores, strict=True)]
@@ -114,7 +125,7 @@ class Bench(Heads):
         """The expected view with the variant in place, float64 [N]; None when some token of it could not be scored. `keep`: for pairs."""
         rows = [score.views["expected"] for score in self._scores]
         for arguments, mine in _by_arguments(variant):
-            keys = {i: (i, variant.rollouts[i].prompt_tokens_P.tobytes(), tuple(sorted(arguments.items())), id(variant.scorer)) for i in mine}
+            keys = {i: (i, variant.rollouts[i].prompt_tokens_P.tobytes(), variant.rollouts[i].weight_versions, tuple(sorted(arguments.items())), id(variant.scorer)) for i in mine}
             missing = [i for i in mine if keys[i] not in self._rows]
             if missing:
                 scores = self._ask(variant, missing, {"expected": expected}, arguments)

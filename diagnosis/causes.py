@@ -65,10 +65,27 @@ CAUSE_TEXTS = {
             "its module names match the engine's.",
         next="curl -s ENGINE_URL/v1/models"),
     "quantization": CauseText(
-        meaning="the engine computes with quantised linear layers and the trainer does not",
-        fix="Restart the engine without --quantization and with the trainer's weights, or declare the mismatch under [contract] and correct for it "
-            "(truncated importance sampling).",
-        next="grep -A8 quantization_config MODEL_DIR/config.json"),
+        meaning="the engine computes with quantised weights, inputs or KV cache, and the trainer does not",
+        fix="Restart the engine without --quantization and with --kv-cache-dtype auto, with the trainer's weights; or declare the mismatch under [contract] and "
+            "correct for it (truncated importance sampling).",
+        next="curl -s 'ENGINE_URL/server_info?config_format=json' | grep -oE '\"(quantization|cache_dtype)\": *[^,]*'"),
+    "head_precision": CauseText(
+        meaning="the engine computes its output head in another precision than the trainer",
+        fix="Give both sides one head: --hf-overrides '{\"head_dtype\": \"float32\"}' for the engine, or the engine's dtype for the trainer's head.",
+        next="curl -s 'ENGINE_URL/server_info?config_format=json' | grep -o 'head_dtype[^,}]*'"),
+    "policy_lag": CauseText(
+        meaning="the weights changed in the middle of rollouts that are labelled with one version",
+        fix="Pass the engine's weight_versions spans on with every rollout (--enable-scale-out, /inference/v1/generate), or let requests end before an update "
+            "(/pause?mode=wait); declare [shadow] kv_on_update = \"keep\" where running requests keep their KV on purpose.",
+        next="curl -s ENGINE_URL/weight_info"),
+    "batch_variance": CauseText(
+        meaning="the engine reports different logprobs for the same tokens: its numbers depend on what else is in its batch",
+        fix="Start the engine with VLLM_BATCH_INVARIANT=1, or with --enforce-eager and one attention backend, where this noise matters more than speed.",
+        next="curl -s 'ENGINE_URL/server_info?config_format=json' | grep -o 'VLLM_BATCH_INVARIANT[^,}]*'"),
+    "routing": CauseText(
+        meaning="single tokens are off while most are at the floor, in a model with experts: engine and trainer may route them to other experts",
+        fix="Let the engine return its routes (--enable-return-routed-experts) and replay them in the trainer; run the router in float32 on both sides.",
+        next="grep -E 'num_(local_)?experts|n_routed_experts' MODEL_DIR/config.json"),
     "unexplained": CauseText(
         meaning="the two sides differ and no explanation Klaxon can test predicts the engine's logprobs",
         fix="Check what Klaxon cannot test: attention backend, expert routing, adapters it was not told of, and the weights passed as --model.",

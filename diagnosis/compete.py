@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,30 +27,23 @@ from diagnosis.audit import engine_facts, rollout_facts
 from diagnosis.bench import Bench, Scorer
 from diagnosis.causes import CAUSE_TEXTS
 from diagnosis.config import DiagnosisConfig
-from diagnosis.explanations import DEAR, EXPLANATIONS, OLDER, PASSES, Prediction, predictions
+from diagnosis.explanations import DEAR, EXPLANATIONS, OLDER, PASSES, UPDATES, Prediction, predictions
 from diagnosis.floor import FloorOf, expected_floor
+from diagnosis.hints import hinted
 from diagnosis.noise import noise_shape
 from diagnosis.pairs import pairs
 from diagnosis.parts import Part, find_part
 from diagnosis.projection import SMALLEST_DIFFERENCE_NATS, projection
 from diagnosis.prompts import Marks
-from diagnosis.sampling import sampled_at
+from diagnosis.ruling import Ruling
 from diagnosis.shape import shape_of
 from diagnosis.sheet import Contrast
 from diagnosis.signatures import Signature, with_signatures
+from diagnosis.twins import beats as _beats
+from diagnosis.twins import settle_twins as _settle_twins
 
-CHEAP = tuple(cause for cause in EXPLANATIONS if cause not in (*OLDER, *DEAR, *PASSES))
+CHEAP = tuple(cause for cause in EXPLANATIONS if cause not in (*OLDER, *DEAR, *UPDATES, *PASSES))
 SHIFT_NATS = 0.004
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ruling:
-    """The decision before it is put into words."""
-
-    cause: str
-    confident: bool
-    why: tuple[str, ...]  # reasons, and what is missing for confidence
-    parameters: Mapping[str, Any]
 
 
 def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[str], config: DiagnosisConfig,
@@ -83,18 +75,20 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
         field += predictions(bench, OLDER)
     if _needs_more(bench, field, floor_nats):
         field += predictions(bench, DEAR)
+    if not _explained(bench, field, floor_nats) and not _healthy(bench, field, floor_nats):
+        field += predictions(bench, UPDATES)
     part = find_part(bench, floor_nats) if deep and not _explained(bench, field, floor_nats) else None
     if deep and part is None and not _explained(bench, field, floor_nats) and not _healthy(bench, field, floor_nats):
         field += predictions(bench, PASSES)
         if not _explained(bench, field, floor_nats):
             field += pairs(bench)
-    ruling = decide(bench, field, floor_nats, part)
+    ruling, hints = hinted(bench, decide(bench, field, floor_nats, part), floor_nats)
     if nonfinite and ruling.cause in ("healthy", "engine_numerics"):
         ruling = _non_finite(nonfinite, rollouts)
     facts = [fact for fact in rollout_facts(bench.sheet.rollouts) if fact.cause]
     facts += [fact for fact in engine_facts(engine_config or {}, expected_mode=_mode(rollouts)) if fact.cause]
     causes = [_cause(bench, one, [fact.text for fact in facts if fact.cause == one.cause]) for one in field]
-    causes += _unpredicted(bench, ruling, nonfinite, part)
+    causes += [*_unpredicted(bench, ruling, nonfinite, part), *hints]
     found = _diagnosis(ruling, causes, floor_nats=floor_nats, tokens=bench.sheet.tokens)
     return with_signatures(found, shape_of(bench.compared), signatures) if signatures else found
 
@@ -118,12 +112,14 @@ def decide(bench: Bench, field: Sequence[Prediction], floor_nats: float, part: P
         return _rule_healthy(bench, field, residual, limit, floor_nats)
     leader, tie = _settle_twins(bench, field, leader)
     why = [f"residual {sheet.residual(leader.values_N):.4f} nats against {sheet.residual(healthy.values_N):.4f} as healthy", *tie.why]
-    if residual > limit:
+    if residual > limit and leader.pinned:
+        why.append(f"{residual:.4f} nats remain, more than {config.at_floor_ratio:g} times the floor of {floor_nats:.4f}: kernels and scales that were not emulated")
+    elif residual > limit:
         why.append(f"not sure: {residual:.4f} nats remain, more than {config.at_floor_ratio:g} times the floor of {floor_nats:.4f}")
     doubts = [*_too_little(bench, over_healthy), *_rivals(bench, field, leader, tie.settled)]
     if not leader.stable:
         doubts.append("not sure: the two halves of the rollouts disagree about the parameter")
-    sure = residual <= limit and not doubts and tie.sure and not _undeclared(bench, leader)
+    sure = (residual <= limit or leader.pinned) and not doubts and tie.sure and not _undeclared(bench, leader)
     return Ruling(cause=leader.cause, confident=sure, why=(*why, *doubts, *_undeclared(bench, leader)), parameters=leader.parameters)
 
 
@@ -162,6 +158,8 @@ def _small_staleness(bench: Bench, healthy: Prediction, doubts: Sequence[str]) -
 def _worth_naming(bench: Bench, healthy: Prediction, leader: Prediction, limit: float, floor_nats: float) -> bool:
     """Explained, or at least half of what healthy leaves above the floor is gone in the rollouts it concerns."""
     residual = _worst_residual(bench, healthy, leader)
+    if leader.pinned:
+        return True
     before = bench.sheet.residual(healthy.values_N, bench.sheet.differs(healthy.values_N, leader.values_N))
     return residual <= limit or before - residual >= 0.5 * (before - floor_nats)
 
@@ -178,7 +176,7 @@ def _explained(bench: Bench, field: Sequence[Prediction], floor_nats: float) -> 
     """Does something else than health bring the residual to the floor, clearly better than health?"""
     best = min(field, key=lambda one: bench.sheet.residual(one.values_N))
     return (_beats(bench.sheet.contrast(field[0].values_N, best.values_N), bench.config)
-            and _worst_residual(bench, field[0], best) <= bench.config.at_floor_ratio * floor_nats)
+            and (best.pinned or _worst_residual(bench, field[0], best) <= bench.config.at_floor_ratio * floor_nats))
 
 
 def _healthy(bench: Bench, field: Sequence[Prediction], floor_nats: float) -> bool:
@@ -196,10 +194,6 @@ def _needs_more(bench: Bench, field: Sequence[Prediction], floor_nats: float) ->
         return True
     noise = noise_shape(sheet, best.values_N, floor_nats=floor_nats)
     return abs(noise.mean_d) > max(SHIFT_NATS, bench.config.confidence_z * noise.mean_d_se)
-
-
-def _beats(contrast: Contrast, config: DiagnosisConfig) -> bool:
-    return contrast.gain > config.margin_nats and contrast.z > config.confidence_z
 
 
 def _too_little(bench: Bench, contrast: Contrast | None) -> list[str]:
@@ -229,30 +223,6 @@ def _undeclared(bench: Bench, leader: Prediction) -> list[str]:
     if leader.cause in ("temperature", "raw_logprobs") and any(r.sampling.temperature is None for r in bench.sheet.rollouts):
         return ["not sure: the temperature the trainer assumes is not declared for every rollout ([trainer.sampling] or `sampling`)"]
     return []
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tie:
-    """How raw logprobs and a hidden temperature were told apart."""
-
-    settled: str = ""  # the twin that need not be beaten any more
-    sure: bool = True
-    why: tuple[str, ...] = ()
-
-
-def _settle_twins(bench: Bench, field: Sequence[Prediction], leader: Prediction) -> tuple[Prediction, Tie]:
-    twins = {one.cause: one for one in field if one.cause in ("raw_logprobs", "temperature") and one.second == leader.second}
-    if leader.cause not in twins or len(twins) < 2:
-        return leader, Tie()
-    if _beats(bench.sheet.contrast(twins["raw_logprobs"].values_N, twins["temperature"].values_N), bench.config):
-        return leader, Tie()
-    if _beats(bench.sheet.contrast(twins["temperature"].values_N, twins["raw_logprobs"].values_N), bench.config):
-        return leader, Tie()
-    sampled = sampled_at(leader.heads or bench, reported=float(twins["temperature"].parameters["temperature"]))
-    if sampled is None:
-        return leader, Tie(sure=False, why=("not sure: raw logprobs and a hidden temperature predict the same here",))
-    cause = "raw_logprobs" if sampled.as_declared else "temperature"
-    return twins[cause], Tie(settled=("temperature" if sampled.as_declared else "raw_logprobs") if sampled.clear else "", sure=sampled.clear, why=(sampled.text,))
 
 
 def _non_finite(count: int, rollouts: Sequence[Rollout]) -> Ruling:

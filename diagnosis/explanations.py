@@ -7,7 +7,7 @@ is predicted by a parameter that never saw it. `EXPLANATIONS` is the registry: c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,13 @@ from collector.errors import InputError
 from collector.records import Rollout
 from diagnosis.audit import transforms
 from diagnosis.bench import Bench, Variant
+from diagnosis.head_precision import head_precision
 from diagnosis.heads import PENALTIES, TRUNCATIONS, Heads, name_of
+from diagnosis.prediction import Prediction
 from diagnosis.projection import projection
 from diagnosis.prompts import edits
+from diagnosis.quantised import quantization
+from diagnosis.updates import policy_lag
 
 OUTSIDE_SHARE = 0.01
 """An explanation under which more of the sampled tokens than this were impossible is refuted; a few boundary tokens are not."""
@@ -29,19 +33,6 @@ MAX_EDITS = 6
 
 SCREENED_ROLLOUTS, MAX_FULL = 4, 2
 """All of them on this many rollouts, the best on all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """One explanation's prediction, out of fold."""
-
-    cause: str  # one of CAUSES
-    values_N: np.ndarray  # float64 [N] nats; −inf = impossible under this explanation
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    stable: bool = True  # both folds chose the same parameter, or nearly
-    evidence: tuple[str, ...] = ()
-    second: str = ""  # a pair's other cause; "" = this cause alone
-    heads: Heads | None = None  # the pass a pair's prediction was read from
 
 
 def healthy(bench: Bench) -> Prediction:
@@ -184,6 +175,9 @@ EXPLANATIONS: dict[str, Callable[[Bench], Prediction | None]] = {
     "truncation": truncation,
     "penalties": penalties,
     "prompt_mismatch": prompt_mismatch,
+    "policy_lag": policy_lag,
+    "head_precision": head_precision,
+    "quantization": quantization,
 }
 """Cause → what the engine would have reported. What predicts nothing (engine_numerics, position_dependent, …): see compete.py and breaks.py."""
 
@@ -193,7 +187,10 @@ OLDER = ("stale_weights", "stale_prefix_cache", "lora_not_applied")
 DEAR = ("truncation", "penalties")
 """Asked only when the others leave something unexplained: their views cost as much as all the others together."""
 
-PASSES = ("prompt_mismatch",)
+UPDATES = ("policy_lag",)
+"""Asked while the tokens are off and none of the above explains them, before their parts are looked at: an update in mid-rollout begins late too."""
+
+PASSES = ("prompt_mismatch", "head_precision", "quantization")
 """Asked only when all of these explain nothing: a pass over all rollouts for each variant."""
 
 

@@ -47,11 +47,18 @@ def projection(sheet: Sheet, labelled_N: np.ndarray, older_N: np.ndarray) -> Pro
     keep_N = sheet.differs(labelled_N, older_N) & np.isfinite(labelled_N) & np.isfinite(older_N)
     x_N, y_N = (older_N - labelled_N)[keep_N], (sheet.engine_N - labelled_N)[keep_N]
     cluster_N = sheet.rollout_N[keep_N]
+    found = slope(x_N, y_N, cluster_N)
+    if found is None:
+        return None
+    return Projection(beta=found[0], se=found[1], difference_nats=float(np.abs(x_N).mean()), tokens=int(x_N.size), rollouts=np.unique(cluster_N).size)
+
+
+def slope(x_N: np.ndarray, y_N: np.ndarray, cluster_N: np.ndarray) -> tuple[float, float] | None:
+    """β of y = β x through the origin and its standard error, clustered; None without x or with fewer than two clusters."""
     square = float((x_N**2).sum())
     clusters = np.unique(cluster_N).size
     if square <= 0 or clusters < 2:
         return None
     beta = float((x_N * y_N).sum()) / square
     sums = np.bincount(cluster_N, weights=x_N * (y_N - beta * x_N))
-    se = math.sqrt(float((sums**2).sum()) * clusters / (clusters - 1)) / square
-    return Projection(beta=beta, se=se, difference_nats=float(np.abs(x_N).mean()), tokens=int(x_N.size), rollouts=clusters)
+    return beta, math.sqrt(float((sums**2).sum()) * clusters / (clusters - 1)) / square

@@ -33,19 +33,19 @@ GENERATED = {
     "healthy_f32": ("healthy", {}), "bos_doubled": ("prompt_mismatch", {"engine_prompt": "BOS doubled"}),
     "system_dropped": ("prompt_mismatch", {"engine_prompt": "system prompt dropped"}), "position_56": ("position_dependent", {"position": 58}),
     "corrupted": ("corrupted_requests", {"requests": ["corrupted-3", "corrupted-11"]}),
-    "raw_and_stale": ("raw_logprobs", {"with": "stale_weights", "version": "1"}),
+    "raw_and_stale": ("raw_logprobs", {"with": "stale_weights", "version": "1"}), "fp8": ("quantization", {"scheme": "fp8"}),
 }
-"""Made by generate.py, float32 on both sides: cause and some of its parameters."""
+"""Made by generate.py, float32 on both sides (fp8: the engine in bfloat16): cause and some of its parameters."""
 
 SMOL = Marks(bos=1, openers=frozenset({1}), system_role=(9690,), default_system=(
     1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198))
 """As prompts.marks_of reads them from the model's folder."""
 
 
-def judged(name: str, *, rollouts: slice = slice(None)) -> Diagnosis:
+def judged(name: str, *, rollouts: slice = slice(None), marks: Marks | None = None) -> Diagnosis:
     scorer = kept.KeptScores(HERE / f"{name}.scores.npz")
     return diagnose(kept.rollouts_of(name)[rollouts], scorer, versions=(kept.CASES | kept.GENERATED)[name], config=DiagnosisConfig(),
-                    floor=lambda _: scorer.floor_nats, marks=SMOL if name in GENERATED else None)
+                    floor=lambda _: scorer.floor_nats, marks=marks or (SMOL if name in GENERATED else None))
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -62,6 +62,19 @@ def test_mixed_up_requests_name_the_donor_whose_prompt_explains_them() -> None:
     for taker, giver in donors.items():  # generate.py takes the prompt of the third question after
         whose = rollouts[f"corrupted-{(int(taker.rpartition('-')[2]) % 10 + 3) % 10}"].prompt_tokens_P
         assert rollouts[giver].prompt_tokens_P.tolist() == whose.tolist()
+
+
+@pytest.mark.parametrize("count", [3, 6, 10])
+def test_few_tokens_of_a_quantised_engine_never_give_a_confident_wrong_verdict(count: int) -> None:
+    verdict = judged("fp8", rollouts=slice(0, count), marks=Marks())
+    assert not verdict.confident or verdict.verdict == "quantization"
+
+
+def test_a_quantised_engine_is_named_by_its_direction_though_noise_of_its_kernels_remains() -> None:
+    verdict = judged("fp8")
+    residual = {cause.cause: cause.residual_nats for cause in verdict.causes}
+    assert 2 * verdict.floor_nats < residual["quantization"] < 0.8 * residual["healthy"]
+    assert any("β = +0." in text for text in verdict.causes[0].evidence)
 
 
 def test_of_two_faults_the_second_is_in_the_evidence() -> None:

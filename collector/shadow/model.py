@@ -116,6 +116,12 @@ class ShadowModel:
             verify_head(shadow, folder)
         return True
 
+    @property
+    def experts(self) -> int:
+        """Routed experts a layer; 0 = a dense model."""
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        return next((int(n) for name in names if (n := getattr(self._text_config, name, None))), 0)
+
     def replica(self, index: int) -> ShadowModel:
         """This version on the index-th device of `split = "replicas"`."""
         return self.twins[index - 1] if index else self

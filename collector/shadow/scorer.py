@@ -81,6 +81,12 @@ class ShadowScorer:
         self.counts["rollouts_refused"] += sum(n == 0 for n in n_scored)
         return scores
 
+    def quantised(self, scheme: str) -> ShadowScorer:
+        """A scorer on the same loaded weights that computes as a quantised engine would (quantised.SCHEMES)."""
+        from collector.shadow.quantised import quantised
+
+        return quantised(self, scheme)
+
     def _run(self, passes: list[Pass], rows: list[_Rows], views: Mapping[str, View]) -> None:
         """Every forest; with replicas, the rollouts of one prompt on one device, all devices at once."""
         if len(self.prompts) == 1:

@@ -18,6 +18,7 @@ SHOWN_EVIDENCE = 3
 
 
 def diagnose(
+    context: typer.Context,
     file: Annotated[str, typer.Argument(help=PATH_HELP)],
     model: ModelDir,
     previous: Annotated[list[Path] | None, typer.Option("--previous", help="folder of older weights, newest first; repeat it")] = None,
@@ -39,7 +40,8 @@ def diagnose(
 
     contents = usable(file, strict=strict, format=format, tokenizer=tokenizer, allow_pickle=allow_pickle)
     rollouts, refused = contents.rollouts, contents.refused
-    setup = open_scorer(model, previous or [], body_dtype=body_dtype, head_dtype=head_dtype)
+    declared = context.get_parameter_source("head_dtype")
+    setup = open_scorer(model, previous or [], body_dtype=body_dtype, head_dtype=head_dtype, head_declared=declared is not None and declared.name != "DEFAULT")
     step = max(1, -(-len(rollouts) // max_rollouts))
     chosen = labelled(rollouts[::step], setup.versions, temperature=temperature)
 

@@ -27,8 +27,9 @@ class Setup:
     versions: tuple[str, ...]
 
 
-def open_scorer(model: Path, previous: Sequence[Path], *, body_dtype: str, head_dtype: str) -> Setup:
-    """Check the folders and build the scorer; weights load when they are first needed. `previous`: newest first.
+def open_scorer(model: Path, previous: Sequence[Path], *, body_dtype: str, head_dtype: str, head_declared: bool = True) -> Setup:
+    """Check the folders and build the scorer; weights load when they are first needed. `previous`: newest first; `head_declared`: somebody
+    said what the trainer's head is (a default is no declaration: the diagnosis accuses no engine of it).
 
     Raises:
         ConfigError: an unknown dtype, or torch and transformers are not installed.
@@ -43,7 +44,8 @@ def open_scorer(model: Path, previous: Sequence[Path], *, body_dtype: str, head_
         from collector.weights.checkpoint import inspect
     except ModuleNotFoundError as error:
         raise ConfigError(f"this command needs {error.name}: pip install 'klaxon-rl[scorer]'") from None
-    config = ShadowConfig(body_dtype=body_dtype, head_dtype=head_dtype, threads=len(os.sched_getaffinity(0)))
+    said = {"head_dtype": head_dtype} if head_declared else {}
+    config = ShadowConfig(body_dtype=body_dtype, threads=len(os.sched_getaffinity(0)), **said)
     folders = [*reversed(previous), model]
     names = [folder.resolve().name for folder in folders]
     names = [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]

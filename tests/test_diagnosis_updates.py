@@ -1,0 +1,65 @@
+"""An update in the middle of rollouts labelled with one version, generated token by token with two sets of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_engines import ROLLOUTS, TOKENS, generate, prompts, rollout, scorer_of, write_dense, write_update
+from transformers import LlamaForCausalLM
+
+from collector.records import Diagnosis, Rollout
+from diagnosis.compete import diagnose
+from diagnosis.config import DiagnosisConfig
+from diagnosis.prompts import Marks
+
+CUTS = [4 + (7 * i) % (TOKENS - 8) for i in range(ROLLOUTS)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    first = write_dense(tmp_path_factory.mktemp("first"))
+    return first, write_update(first, tmp_path_factory.mktemp("second"), size=0.05)
+
+
+def updated(folders: tuple[Path, Path], *, keep: bool, label: str | None, cuts: list[int] = CUTS) -> list[Rollout]:
+    """Rollouts whose weights change from "1" to "2" at their cut; `label` None = the spans are declared."""
+    first, second = (LlamaForCausalLM.from_pretrained(folder).eval() for folder in folders)
+    found = []
+    for i, (ids_P, cut) in enumerate(zip(prompts(len(cuts)), cuts, strict=True)):
+        made = generate(first, ids_P, seed=i, then=second, cut=cut, keep=keep)
+        spans = [] if label else [(0, cut, "1"), (cut, TOKENS, "2")]
+        found.append(rollout(f"r{i}", ids_P, made, spans=spans, version=label or ""))
+    return found
+
+
+def judged(folders: tuple[Path, Path], rollouts: list[Rollout], *, kv: str, deep: bool = False) -> Diagnosis:
+    return diagnose(rollouts, scorer_of(*folders, kv_on_update=kv), versions=["1", "2"], config=DiagnosisConfig(), marks=Marks(), deep=deep)
+
+
+@pytest.mark.parametrize("kv", ["reset", "keep"])
+@pytest.mark.parametrize(("label", "tokens", "version"), [("2", "before the change", "1"), ("1", "after the change", "2")])
+def test_an_update_within_rollouts_of_one_label_is_named_for_sure(folders: tuple[Path, Path], kv: str, label: str, tokens: str, version: str) -> None:
+    found = judged(folders, updated(folders, keep=kv == "keep", label=label), kv=kv)
+    assert (found.verdict, found.confident) == ("policy_lag", True)
+    said = found.causes[0].parameters
+    assert (said["tokens"], said["version"]) == (tokens, version) and said["rollouts"] >= ROLLOUTS - 3
+    residual = {cause.cause: cause.residual_nats for cause in found.causes}
+    assert residual["policy_lag"] < 0.002 < residual["healthy"] / 10
+
+
+@pytest.mark.parametrize("kv", ["reset", "keep"])
+def test_declared_spans_are_healthy(folders: tuple[Path, Path], kv: str) -> None:
+    found = judged(folders, updated(folders, keep=kv == "keep", label=None), kv=kv)
+    assert (found.verdict, found.confident) == ("healthy", True)
+
+
+@pytest.mark.parametrize(("cut", "label", "verdict"), [(TOKENS, "1", "healthy"), (0, "2", "healthy"), (TOKENS, "2", "stale_weights")])
+def test_weights_that_do_not_change_within_are_no_lag(folders: tuple[Path, Path], cut: int, label: str, verdict: str) -> None:
+    found = judged(folders, updated(folders, keep=False, label=label, cuts=[cut] * ROLLOUTS), kv="reset")
+    assert (found.verdict, found.confident) == (verdict, True)
+
+
+def test_the_search_for_parts_does_not_take_an_update_for_a_position(folders: tuple[Path, Path]) -> None:
+    found = judged(folders, updated(folders, keep=False, label="1", cuts=[20] * ROLLOUTS), kv="reset", deep=True)
+    assert (found.verdict, found.confident) == ("policy_lag", True)

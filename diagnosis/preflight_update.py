@@ -51,8 +51,8 @@ def weights_row(name: str, sheet: Sheet, model_N: np.ndarray, previous_N: np.nda
     towards = where.z if on_previous else -where.z
     if towards < -config.confidence_z:
         return Row(name=name, state="failed", seen=f"{said}: the engine still serves {other}", do=CAUSE_TEXTS["stale_weights"].fix, cause="stale_weights")
+    if residual > limit_nats:
+        return Row(name=name, state="failed", seen=f"{said}: neither explains them, {limit_nats:.4f} nats would be noise", do=CAUSE_TEXTS["stale_weights"].fix, cause="stale_weights")
     if towards <= config.confidence_z:
         return Row(name=name, state="unknown", seen=f"{said}: too close to tell; name an older --previous")
-    if residual > limit_nats:
-        return Row(name=name, state="failed", seen=f"{said}: it moved, but {residual:.4f} nats are more than {limit_nats:.4f}", do=CAUSE_TEXTS["stale_weights"].fix, cause="stale_weights")
     return Row(name=name, state="passed", seen=said)

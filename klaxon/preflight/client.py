@@ -64,7 +64,7 @@ class Client:
         for probe in probes:
             sampling = GREEDY if probe.greedy else told.sampling
             body = completion_request(self.model, list(probe.prompt), sampling, max_tokens=probe.max_tokens, logprobs=logprobs)
-            bodies.append(body | {"return_tokens_as_token_ids": True})
+            bodies.append(body | {"return_tokens_as_token_ids": True} | ({} if probe.seed is None else {"seed": probe.seed}))
         answers = self.post_all("/v1/completions", bodies, concurrency=concurrency, heard=heard)
         return [self._answer(probe, body, found, told, f"{probe.name}{tag}") for probe, body, found in zip(probes, bodies, answers, strict=True)]
 

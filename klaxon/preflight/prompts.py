@@ -46,6 +46,7 @@ class Probe:
     prompt: tuple[int, ...]
     max_tokens: int
     greedy: bool = False
+    seed: int | None = None  # only for short prompts: vLLM on CPU dies of a seed where prefill is chunked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -71,14 +72,16 @@ def compare(urls: tuple[str, str], model: Path, *, max_tokens: int, config: Diag
     crossed = [("A on B", pair.forced(0, 1, sampled[0])), ("B on A", pair.forced(1, 0, sampled[1]))]
     own = [("A on itself", pair.forced(0, 0, sampled[0])), ("B on itself", pair.forced(1, 1, sampled[1]))]
     greedy, seeded = pair.twice(greedy=True), pair.twice(greedy=False)
-    say("measuring the floor with the weights of --model")
-    intrinsic = _floor([*sampled[0], *sampled[1]], weights)
+    dtypes = (told[0].dtype(), told[1].dtype())
+    intrinsic = math.nan
+    if dtypes != ("float32", "float32"):
+        say("measuring the floor with the weights of --model")
+        intrinsic = _floor([*sampled[0], *sampled[1]], weights)
     found = {name: direction(name, rows) for name, rows in (*crossed, *own)}
     kept = [found[name] for name, _ in crossed if found[name] is not None]
     if len(kept) < 2:
         reason = next(iter(pair.refused), "no token is finite on both sides")
         raise Unavailable(f"nothing can be compared: {reason}")
-    dtypes = (told[0].dtype(), told[1].dtype())
     floor = pair_floor(intrinsic, dtypes, config)
     return Parity(reasons=tuple(differences(kept, floor, config)), doubt=too_little(kept, config), floor_nats=floor, intrinsic_nats=intrinsic, dtypes=dtypes,
                   versions=(told[0].version, told[1].version), directions=tuple(one for one in found.values() if one is not None), greedy=greedy, seeded=seeded,

@@ -71,7 +71,7 @@ def settings_row(checks: Sequence[Check]) -> Row:
     said = ", ".join(f"{counts[state]} {state}" for state in ("ok", "wrong", "risky", "unknown"))
     if wrong:
         return Row(name="settings", state="failed", seen=f"{said}; " + "; ".join(f"{one.name}: {one.seen}" for one in wrong),
-                   do="; ".join(one.do for one in wrong if one.do), cause="raw_logprobs" if wrong[0].name == "logprobs mode" and "raw_logprobs" in wrong[0].seen else "")
+                   do="; ".join(one.do for one in wrong if one.do), cause="raw_logprobs" if wrong[0].name == "logprobs mode" and "logprobs_mode = raw_logprobs" in wrong[0].seen else "")
     risky = ", ".join(check.name for check in checks if check.state == "risky")
     said += f"; risky: {risky}" if risky else ""
     if checks and checks[0].state == "unknown":

@@ -61,7 +61,11 @@ class Canary:
             client.post("/v1/completions", json=self._body(prompt), headers={"X-Request-Id": f"{MARK}{uuid.uuid4().hex[:12]}"}).raise_for_status()
 
     def _body(self, prompt: str | list[int]) -> dict[str, Any]:
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-        given = {name: value for name in names if (value := getattr(self._sampling, name)) is not None}
-        return {"model": self._model, "prompt": prompt, "max_tokens": self.config.max_tokens, "logprobs": self.config.logprobs,
-                "return_token_ids": True, **given}
+        return completion_request(self._model, prompt, self._sampling, max_tokens=self.config.max_tokens, logprobs=self.config.logprobs)
+
+
+def completion_request(model: str, prompt: str | list[int], sampling: Sampling, *, max_tokens: int, logprobs: int) -> dict[str, Any]:
+    """Body of POST /v1/completions. A sampling parameter nobody declared is left out, as the run's own requests leave it out."""
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    given = {name: value for name in names if (value := getattr(sampling, name)) is not None}
+    return {"model": model, "prompt": prompt, "max_tokens": max_tokens, "logprobs": logprobs, "return_token_ids": True, **given}

@@ -12,6 +12,7 @@ from collector.errors import KlaxonError
 COMMANDS = {
     "run": "klaxon.commands.run", "demo": "klaxon.commands.demo", "look": "klaxon.commands.look",
     "check": "klaxon.commands.check", "audit": "klaxon.commands.audit", "plan": "klaxon.commands.plan",
+    "preflight": "klaxon.commands.preflight", "compare-engines": "klaxon.commands.compare_engines",
     "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
     "detect": "klaxon.commands.detect", "replay": "klaxon.commands.replay", "backtest": "klaxon.commands.backtest",
     "export": "klaxon.commands.export", "status": "klaxon.commands.status",

@@ -58,7 +58,7 @@ def diagnose(
     if json_:
         print(json.dumps(report, allow_nan=False))
     else:
-        _print(report)
+        show(report)
     raise typer.Exit(int(verdict.verdict != "healthy"))
 
 
@@ -76,7 +76,8 @@ def _working(text: str) -> Any:
     return Console(stderr=True).status(text)
 
 
-def _print(report: dict[str, Any]) -> None:
+def show(report: dict[str, Any]) -> None:
+    """The report as a person reads it; `klaxon preflight` shows the same."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

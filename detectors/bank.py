@@ -3,7 +3,7 @@
 Question.    Taken together, is there enough evidence that something changed?
 Statistic.   M = Σ w·SR over all streams: named ones (self-bets, explanations, …: one gain a batch in BatchStats.gains, esr.py)
              and the battery's block (battery.py). Weights are fixed at birth, Σ w ≤ 1 (streams.py, block.py). A
-             statistical alarm when ln M ≥ ln A (budget.py). One tick a batch; a named gain is capped at ln(A)/2, the
+             statistical alarm when ln M ≥ ln A (budget.py). One tick a batch; a named gain is capped at (ln A − ln w)/2, the
              battery's largest counts at most CAP·ln(A), so that no single batch can page.
 Units.       ln M, ln A, gains: nats of log evidence.
 Guarantee.   An average of e-detectors is an e-detector under any dependence: at least A batches on average to a false
@@ -150,7 +150,7 @@ class Bank:
         self.battery.update(look, cap=CAP * self.ln_a, bet=bet)
         if not bet:
             return (), ()
-        evidence = (*self.named.tick(t, gains, cap=self.ln_a / 2, ignore=self._ignore), *self._of_battery(t, before))
+        evidence = (*self.named.tick(t, gains, ln_a=self.ln_a, ignore=self._ignore), *self._of_battery(t, before))
         self.notices += self.audit.take(self.battery.block, paused=self.firing)
         self._note_far(t)
         self._recent.append((t, dict(gains)))

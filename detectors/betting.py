@@ -1,8 +1,10 @@
 """Betting explanations: does a known fault predict the engine's logprobs better than health does?
 
 Question.    Tier 2: is the engine's logprob e closer to what fault f would report than to the expected prediction h?
-Statistic.   One rollout gives g = Σ w·(|e − h| − |e − f| − δ) / max(Σ w·|h − f|, s) over the tokens with |h − f| ≥ 5δ, where
-             w = min(1, 1 nat / |h − f|); a bet at fraction λ gains log(1 + λ·g). Each (explanation, λ) is one stream.
+Statistic.   A block of a rollout gives g = Σ w·(|e − h| − |e − f| − δ) / max(Σ w·|h − f|, s) over its tokens with |h − f| ≥ 5δ, where
+             w = min(1, 1 nat / |h − f|); a bet at fraction λ gains log(1 + λ·g). Each (explanation, λ) is one stream. A rollout
+             that can tell h from f by many nats bets once for every nat of Σ w·|h − f|, on successive tokens: one bet a
+             rollout gains at most log(1 + λ) < .6 however much it could tell.
 Units.       e, h, f, δ (dead band) and s (scale) in nats; g has none; the gain is nats of log evidence.
 Guarantee.   −1.2 ≤ g ≤ 1, so 1 + λ·g > 0 for λ < 1/1.2. E[g] ≤ 0, hence E[1 + λ·g] ≤ 1, while the conditional median of e
              is within δ of h: the absolute deviation is smallest at the median and moves by at most δ. Which tokens count,
@@ -10,7 +12,8 @@ Guarantee.   −1.2 ≤ g ≤ 1, so 1 + λ·g > 0 for λ < 1/1.2. E[g] ≤ 0, he
              not smallest at the median.
 Assumes.     Given the tokens, h and f are fixed and e has its median near h. Samples come from the noisy engine, which
              tilts e − h by about σ²: δ must cover it (σ = .03 → .0009 nats; σ = .13 → .017, above the default δ: such
-             an engine is outside the null, and has a fault of its own). Measurements are not repeated: a token in a context
+             an engine is outside the null, and has a fault of its own). An error that all tokens of a rollout share must stay within δ
+             too, or its blocks are one measurement. Measurements are not repeated: a token in a context
              that another rollout of the group had already is the same measurement and bets once (contexts.py).
 Non-finite.  A token whose h or f was not scored (NaN), or whose h is −inf (outside the kept set), is left out: decided
              without e. f = −inf means the explanation calls the token impossible: it speaks against f with 1 nat, the limit.
@@ -35,10 +38,12 @@ EXPLANATIONS = {
     "temperature": "temperature",
     "stale_weights": "stale_weights",
     "stale_prefix_cache": "stale_prefix_cache",
+    "truncation": "truncation",
+    "penalties": "penalties",
 }
 """View name up to its first colon → the cause it stands for."""
 
-PLANNED_VARIANTS = {"raw_logprobs": 1, "temperature": 9, "stale_weights": 1, "stale_prefix_cache": 2}
+PLANNED_VARIANTS = {"raw_logprobs": 1, "temperature": 7, "stale_weights": 1, "stale_prefix_cache": 2, "truncation": 3, "penalties": 2}
 """Cause → how many of its variants (temperatures, KV versions) share its part of the budget equally."""
 
 
@@ -54,23 +59,40 @@ def largest_fraction() -> float:
     return 1 / (1 + 1 / LEAST_DIFFERENCE)
 
 
+BLOCK_NATS = 1.0
+"""A rollout bets once for every so many nats by which its two predictions differ."""
+
+
 def bet(e_T: np.ndarray, h_T: np.ndarray, f_T: np.ndarray, *, dead_band: float, scale: float) -> float | None:
-    """g of one rollout, in [−1.2, 1]; None when no token tells the two predictions apart. Arrays are float [T], nats."""
+    """g of these tokens together, in [−1.2, 1]; None when no token tells the two predictions apart. Arrays are float [T], nats."""
+    gain_K, difference_K = _telling(e_T, h_T, f_T, dead_band)
+    return float(gain_K.sum() / max(difference_K.sum(), scale)) if gain_K.size else None
+
+
+def bets(e_T: np.ndarray, h_T: np.ndarray, f_T: np.ndarray, *, dead_band: float, scale: float) -> np.ndarray:
+    """g of each block of one rollout [B], as `bet`; blocks of BLOCK_NATS or a little more, cut by h and f alone."""
+    gain_K, difference_K = _telling(e_T, h_T, f_T, dead_band)
+    count = max(1, int(difference_K.sum() / BLOCK_NATS)) if gain_K.size else 0
+    before_K = np.cumsum(difference_K) - difference_K
+    block_K = np.minimum((before_K / BLOCK_NATS).astype(np.int64), count - 1)
+    sums_B, told_B = (np.bincount(block_K, weights=x, minlength=count) for x in (gain_K, difference_K))
+    told = told_B > 0
+    return sums_B[told] / np.maximum(told_B[told], scale)
+
+
+def _telling(e_T: np.ndarray, h_T: np.ndarray, f_T: np.ndarray, dead_band: float) -> tuple[np.ndarray, np.ndarray]:
+    """(w·(|e − h| − |e − f| − δ), w·|h − f|) of the K tokens that tell the two predictions apart, in order."""
     e, h, f = (np.asarray(x, dtype=np.float64) for x in (e_T, h_T, f_T))
     known = np.isfinite(h) & (np.isfinite(f) | np.isneginf(f))
-    if not known.any():
-        return None
     e, h, f = e[known], h[known], f[known]
     impossible, absent = np.isneginf(f), ~np.isfinite(e)
     f, e = np.where(impossible, h, f), np.where(absent, h, e)
     difference = np.where(impossible, LARGEST_DIFFERENCE_NATS, np.abs(h - f))
+    told = (difference >= LEAST_DIFFERENCE * dead_band) & (difference > 0)
     weight = np.minimum(1.0, LARGEST_DIFFERENCE_NATS / np.maximum(difference, LARGEST_DIFFERENCE_NATS))
-    weight[(difference < LEAST_DIFFERENCE * dead_band) | (difference == 0)] = 0.0
-    if not weight.any():
-        return None
     gain = np.where(absent, -difference, np.abs(e - h) - np.abs(e - f)) - dead_band
     gain = np.where(impossible, -LARGEST_DIFFERENCE_NATS, gain)
-    return float((weight * gain).sum() / max((weight * difference).sum(), scale))
+    return (weight * gain)[told], (weight * difference)[told]
 
 
 def gains(
@@ -93,9 +115,9 @@ def gains(
         if predicted.size != rollout.n_tokens or expected.size != rollout.n_tokens:
             reason = f"{predicted.size} values for {rollout.n_tokens} tokens"
             raise InputError(reason, field=f"views[{view}]", where=f"score of {rollout.request_id}")
-        g = bet(rollout.engine_logprobs_T[use], expected[use], predicted[use], dead_band=dead_band, scale=scale)
-        if g is not None:
-            found.update((stream(name, fraction), float(np.log1p(fraction * g))) for fraction in fractions)
+        g_B = bets(rollout.engine_logprobs_T[use], expected[use], predicted[use], dead_band=dead_band, scale=scale)
+        if g_B.size:
+            found.update((stream(name, fraction), float(np.log1p(fraction * g_B).sum())) for fraction in fractions)
     return found
 
 

@@ -76,7 +76,7 @@ class DetectorsConfig(BaseModel):
 
     false_alarms: str = Field("1 per 30 days", description="how many false statistical pages you accept")
     dead_band_nats: float = Field(0.005, ge=0, description="a median error of the engine's logprob up to this is accepted")
-    bet_scale_nats: float = Field(0.3, gt=0, description="explanations that differ from the expected view by less than this, summed over a rollout, bet less")
+    bet_scale_nats: float = Field(0.3, gt=0, description="explanations that differ from the expected view by less than this, summed over a block of tokens, bet less")
     bet_fractions: tuple[float, ...] = Field((0.3, 0.8), description="fractions bet by the explanations")
     self_bet_tilts: tuple[float, ...] = Field((-0.6, -0.3, -0.1, 0.1, 0.3, 0.6), description="tilts of the self-bets, log-odds")
     weights: WeightsConfig = Field(default_factory=WeightsConfig, description="how the budget is split")

@@ -32,13 +32,17 @@ class Named:
         """ln of the weighted average; −inf before the first evidence."""
         return float(np.logaddexp.reduce(self.contributions())) if self.names else -np.inf
 
-    def tick(self, t: int, gains: Mapping[str, float], *, cap: float, ignore: Callable[[str], None]) -> tuple[Evidence, ...]:
-        """Tick the streams that have a gain in batch t; `ignore` hears why one was left out."""
+    def tick(self, t: int, gains: Mapping[str, float], *, ln_a: float, ignore: Callable[[str], None]) -> tuple[Evidence, ...]:
+        """Tick the streams that have a gain in batch t; `ignore` hears why one was left out.
+
+        A gain counts at most half of what its stream needs to page alone, (ln A − ln w)/2: two great batches page, one never.
+        """
         ticking = [name for name in sorted(gains) if self._admit(name, gains[name], ignore)]
         if not ticking:
             return ()
         index_K = np.array([self.index[name] for name in ticking])
-        gain_K = np.minimum([gains[name] for name in ticking], cap)
+        log_weight_K = np.array(self._log_weights)[index_K]
+        gain_K = np.minimum([gains[name] for name in ticking], (ln_a - log_weight_K) / 2)
         self.sr.update(t, index_K, gain_K)
         return tuple(
             Evidence(

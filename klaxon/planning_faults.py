@@ -45,7 +45,7 @@ def typical(replicas: int, *, versions_held: int = 3) -> list[Fault]:
     faults = [
         Fault(name="raw logprobs", size="T = .7 reported as if 1", **raw),
         Fault(name="hidden temperature", size=".8 for .7, 0.09 nats", before=0.094, after=FLOOR_NATS, stream="temperature:0.8"),
-        Fault(name="truncation", size="top-p .9 not renormalised", before=0.078),
+        Fault(name="truncation", size="top-p .9 not renormalised", before=0.078, after=FLOOR_NATS, stream="truncation:top_p=0.9"),
         Fault(name="stale weights", size="3 updates at lr 1e-4", before=0.204, after=0.038, stream="stale_weights"),
         Fault(name="stale weights, small", size="4 updates at lr 1e-5", before=0.0329, after=0.0305, stream="stale_weights"),
         Fault(name="stale prefix cache", size="KV one update old, all prompts cached", before=0.067, after=0.037, stream="stale_prefix_cache"),
@@ -91,9 +91,10 @@ def batches(gain: float, *, weight: float, ln_a: float) -> int:
     """Expected batches to the alarm of a stream with this expected gain a batch, nats.
 
     >>> batches(100.0, weight=0.05, ln_a=10.0)
-    3
+    2
     """
-    return math.ceil((ln_a - math.log(weight)) / min(gain, ln_a / 2))
+    need = ln_a - math.log(weight)
+    return max(2, math.ceil(need / gain))
 
 
 def _self_bets(fault: Fault, seen: float, tokens: float, config: DetectorsConfig) -> dict[str, float]:
@@ -110,7 +111,7 @@ def _self_bets(fault: Fault, seen: float, tokens: float, config: DetectorsConfig
 
 
 def _bets(fault: Fault, scored: float, tokens: float, config: DetectorsConfig) -> dict[str, float]:
-    """Expected log(1 + λg) of a scored rollout; g is the bet on a rollout of `tokens` tokens with these mean deviations."""
+    """Expected log(1 + λg) of the blocks of a scored rollout; g is the bet on one of these mean deviations."""
     if fault.after is None:
         return {}
     apart = math.sqrt(max(fault.before**2 - fault.after**2, 0.0))  # |h − f|: the fault's own part of the deviation
@@ -121,8 +122,9 @@ def _bets(fault: Fault, scored: float, tokens: float, config: DetectorsConfig) -
         return tokens * (under_h - under_f - config.dead_band_nats) / max(tokens * apart, config.bet_scale_nats)
 
     ill, well = g(fault.before, fault.after), g(fault.after, fault.before)
+    blocks = max(1, int(tokens * apart / betting.BLOCK_NATS))
     worst = -(1 + 1 / betting.LEAST_DIFFERENCE)
-    return {betting.stream(fault.stream, fraction): scored * (fault.share * math.log1p(fraction * min(1.0, ill))
+    return {betting.stream(fault.stream, fraction): scored * blocks * (fault.share * math.log1p(fraction * min(1.0, ill))
                                                               + (1 - fault.share) * math.log1p(fraction * max(worst, well)))
             for fraction in config.bet_fractions}
 

@@ -11,10 +11,17 @@ from collector.errors import Unavailable
 from collector.populations import NEWEST_VIEW
 from collector.records import Rollout, Score
 from collector.shadow.scorer import ShadowScorer
-from collector.shadow.views import ALWAYS, VIEWS, temperature_views
+from collector.shadow.views import ALWAYS, VIEWS, processed, temperature_views
 from collector.weights.shelf import WeightShelf
 
-HEAD_VIEWS = {**ALWAYS, **temperature_views(grid=(0.8, 0.9, 1.1, 1.2))}  # nearly free: same hidden states
+HIDDEN_SETTINGS = {
+    "truncation:top_p=0.9": {"top_p": 0.9}, "truncation:min_p=0.05": {"min_p": 0.05}, "truncation:top_k=20": {"top_k": 20},
+    "penalties:repetition=1.1": {"repetition_penalty": 1.1}, "penalties:presence=0.5": {"presence_penalty": 0.5},
+}
+"""What a generation_config.json puts in behind the trainer's back; a neighbour of the true setting earns too, the diagnosis estimates it."""
+
+HEAD_VIEWS = {**ALWAYS, **temperature_views(grid=(0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2)), **{name: processed(**one) for name, one in HIDDEN_SETTINGS.items()}}
+"""Bet on at every rollout: the same forward pass and head, no pass of their own."""
 OLD_KV_LAG = 4  # weight versions
 EXPECTED = {"expected": VIEWS["expected"]}
 

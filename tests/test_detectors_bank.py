@@ -10,6 +10,7 @@ import pytest
 from collector.errors import InputError
 from collector.records import BatchStats, Fact
 from detectors.bank import Bank
+from detectors.betting import PLANNED_VARIANTS
 from detectors.config import DetectorsConfig
 from detectors.streams import Weights, cause_of
 
@@ -29,7 +30,8 @@ def test_no_single_batch_can_page_however_much_it_gains() -> None:
     bank = fresh()
     evidence, drifts = bank.update(batch(0, {"self_bet:+0.6": 1e6, "explain:raw_logprobs:0.8": 1e6}))
     assert drifts == () and not bank.firing
-    assert {one.gain for one in evidence} == {bank.ln_a / 2}
+    assert {one.gain for one in evidence} == {(bank.ln_a - math.log(one.weight)) / 2 for one in evidence}
+    assert bank.update(batch(1, {"self_bet:+0.6": 1e6}))[1], "two great batches do"
 
 
 def test_lasting_evidence_pages_once_and_stays_latched() -> None:
@@ -98,6 +100,7 @@ def test_weights_of_any_streams_add_up_to_at_most_the_whole_budget() -> None:
     weights = Weights(CONFIG)
     names = [f"self_bet:{tilt:+g}" for tilt in CONFIG.self_bet_tilts]
     names += [f"explain:{cause}:{fraction:g}" for cause in ("raw_logprobs", "stale_weights") for fraction in CONFIG.bet_fractions]
+    names += [f"explain:{cause}:{i}:{fraction:g}" for cause in ("truncation", "penalties") for i in range(9) for fraction in CONFIG.bet_fractions]
     names += [f"explain:temperature:{i}:{fraction:g}" for i in range(50) for fraction in CONFIG.bet_fractions]
     names += [f"explain:stale_prefix_cache{v}:{fraction:g}" for v in ("", ":oldest") for fraction in CONFIG.bet_fractions]
     names += [f"self_bet:+{i}" for i in range(5, 50)] + [f"requests:new:{i}" for i in range(50)]
@@ -111,7 +114,7 @@ def test_a_stream_keeps_the_weight_of_its_birth() -> None:
     first = bank.update(batch(0, {"explain:temperature:0.8:0.3": 0.1}))[0][0].weight
     bank.update(batch(1, {f"explain:temperature:{i}:0.3": 0.1 for i in range(20)}))
     (again,) = bank.update(batch(2, {"explain:temperature:0.8:0.3": 0.1}))[0]
-    assert again.weight == first == pytest.approx(CONFIG.weights.explanations / 4 / 2 / 9)
+    assert again.weight == first == pytest.approx(CONFIG.weights.explanations / len(PLANNED_VARIANTS) / 2 / PLANNED_VARIANTS["temperature"])
 
 
 @pytest.mark.parametrize(

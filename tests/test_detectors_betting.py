@@ -66,6 +66,17 @@ def test_a_token_the_explanation_calls_impossible_speaks_against_it() -> None:
     assert bet([-1.0, -1.0], [-1.0, -1.5], [-np.inf, -1.0]) == pytest.approx((-1 + 0.5 - DELTA) / 1.5)
 
 
+def test_a_rollout_bets_once_for_every_nat_its_predictions_differ_by() -> None:
+    """Fifty tokens .09 nats apart: 4.5 nats, four blocks; the last takes the rest. Every block is the bet on its own tokens."""
+    h = np.full(50, -1.5)
+    f, e = h + 0.09, h + 0.03 * np.random.default_rng(5).normal(size=50)
+    found = betting.bets(e, h, f, dead_band=DELTA, scale=SCALE)
+    cuts = [0, 12, 23, 34, 50]
+    assert found == pytest.approx([bet(e[a:b], h[a:b], f[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)])
+    assert betting.bets(e[:10], h[:10], f[:10], dead_band=DELTA, scale=SCALE) == pytest.approx([bet(e[:10], h[:10], f[:10])])
+    assert betting.bets(h, h, h, dead_band=DELTA, scale=SCALE).size == 0
+
+
 def test_a_repeated_answer_of_a_group_bets_once() -> None:
     """Same prompt, version and words: the same number with the same rounding error. Other words: a bet from there on."""
     seen = Contexts()
@@ -150,6 +161,25 @@ def test_a_median_shift_of_the_dead_band_in_the_explanations_favour_still_earns_
         e = h + DELTA + 0.05 * rng.standard_t(3, size=h.shape)
         g = np.array([bet(*row) for row in zip(e, h, h + distance, strict=True)])
         assert g.mean() - 3 * g.std() / np.sqrt(g.size) <= 0
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("explanation", ["raw", "temperature", "stale_weights"])
+def test_the_e_values_of_whole_rollouts_stay_at_most_one_when_they_bet_block_by_block(explanation: str) -> None:
+    """The product over the blocks of a rollout of 60 tokens, from a noisy healthy engine: a bet that pays only now and then shows here."""
+    rng = np.random.default_rng(17)
+    e_values = {fraction: [] for fraction in CONFIG.bet_fractions}
+    for _ in range(400):
+        logits = rng.normal(size=(60, 50)) * 2.0
+        engine = log_softmax((logits + T * 0.03 * rng.normal(size=logits.shape)) / T)
+        chosen = (np.cumsum(np.exp(engine), axis=1) > rng.random((60, 1))).argmax(axis=1)
+        other = {"raw": logits, "temperature": logits / 0.8, "stale_weights": (logits + 0.1 * rng.normal(size=logits.shape)) / T}[explanation]
+        rows = np.arange(60)
+        g = betting.bets(engine[rows, chosen], log_softmax(logits / T)[rows, chosen], log_softmax(other)[rows, chosen], dead_band=DELTA, scale=SCALE)
+        for fraction, found in e_values.items():
+            found.append(np.log1p(fraction * g).sum())
+    for found in e_values.values():
+        assert np.exp(found).mean() + 3 * np.exp(found).std() / np.sqrt(len(found)) < 1
 
 
 @pytest.mark.statistical

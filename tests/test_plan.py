@@ -11,12 +11,14 @@ from collector.errors import ConfigError
 from collector.records import BatchStats
 from detectors.bank import Bank
 from detectors.config import DetectorsConfig
+from detectors.streams import Weights
 from klaxon import planning, planning_faults
 from klaxon.commands.check import _coverage
 from klaxon.commands.plan import work_out
 from klaxon.config import parse_config
 from klaxon.planning import Run
 from klaxon.planning_faults import batches, delay, typical
+
 
 R32 = Run(params=32e9, gpu="H200", replicas=64, hidden=5120)
 
@@ -26,17 +28,17 @@ def test_the_cost_of_a_token_by_hand():
     one = planning.replace(R32, versions_held=1)
     body = 64e9 / 395.6e12  # 161.8 µs a token; reading 64 GB once per 4096 tokens at 3.36 TB/s takes 4.65 µs, so compute decides
     head = 2 * 152_000 * 5120 / 395.6e12  # 3.9 µs
-    views = 7 * 4 * 152_000 * 4 / 3.36e12  # 5.1 µs
-    assert planning.seconds_per_token(one) == pytest.approx(body * (1 + 500 / 16_000) + head + views, rel=1e-12) == pytest.approx(175.86e-6, rel=1e-3)
+    views = 22 * 4 * 152_000 * 4 / 3.36e12  # 15.9 µs
+    assert planning.seconds_per_token(one) == pytest.approx(body * (1 + 500 / 16_000) + head + views, rel=1e-12) == pytest.approx(186.69e-6, rel=1e-3)
     four = planning.seconds_per_token(planning.replace(R32, versions_held=3))
-    assert four == pytest.approx(4 * (body * (1 + 1 / 32) + head) + 16 / 7 * views, rel=1e-12)
+    assert four == pytest.approx(4 * (body * (1 + 1 / 32) + head) + 31 / 22 * views, rel=1e-12)
 
 
 def test_loading_decides_the_stride_and_coverage_follows_by_hand():
     """64 GB at 2 GB/s are 32 s; a quarter of 60 s are 15 s, so every 3rd version; 32 of 180 s go into loading."""
     can = planning.capacity(planning.replace(R32, versions_held=1))
     assert (can.every, can.load_seconds) == (3, 32.0) and can.loading_share == pytest.approx(32 / 180)
-    assert can.tokens_per_second == pytest.approx((1 - 32 / 180) / 175.86e-6, rel=1e-3)
+    assert can.tokens_per_second == pytest.approx((1 - 32 / 180) / 186.69e-6, rel=1e-3)
     assert can.coverage == pytest.approx(can.tokens_per_second / 128_000)
     idle = planning.capacity(planning.replace(R32, versions_held=1, replicas=1, tokens_per_second=10))
     assert idle.coverage == pytest.approx(1 / 3), "the stride bounds coverage however idle the GPU"
@@ -74,9 +76,9 @@ def test_with_one_version_in_memory_nothing_bets_on_old_weights():
 
 
 def test_the_batches_by_hand():
-    """A = 21,600, ln A = 9.98. A sixth of .3 as weight: ln 20 = 3.0 more. 2 nats a batch: 12.98 / 2 → 7; at the cap of 4.99 → 3."""
+    """A = 21,600, ln A = 9.98. A sixth of .3 as weight: ln 20 = 3.0 more. 2 nats a batch: 12.98 / 2 → 7; half of it counts at most: 2."""
     ln_a = math.log(21_600)
-    assert batches(2.0, weight=0.05, ln_a=ln_a) == 7 and batches(1e6, weight=0.05, ln_a=ln_a) == 3
+    assert batches(2.0, weight=0.05, ln_a=ln_a) == 7 and batches(1e6, weight=0.05, ln_a=ln_a) == 2
 
 
 def test_the_self_bet_of_the_plan_is_the_documented_one():
@@ -88,10 +90,10 @@ def test_the_self_bet_of_the_plan_is_the_documented_one():
 
 
 def test_the_bet_of_the_plan_by_hand():
-    """Stale weights .204 → .038 nats: apart √(.204² − .038²) = .2004; g = (.166 − .005) / .2004 = .8033; ln(1 + .8 g) = .4966."""
+    """Stale weights .204 → .038 nats: apart √(.204² − .038²) = .2004; g = (.166 − .005) / .2004 = .8033; ln(1 + .8 g) = .4966, for each of the 200 nats."""
     fault = next(one for one in typical(1) if one.name == "stale weights")
     found = planning_faults._bets(fault, 2.0, 1000, DetectorsConfig())
-    assert found["explain:stale_weights:0.8"] == pytest.approx(2 * 0.4966, rel=2e-3)
+    assert found["explain:stale_weights:0.8"] == pytest.approx(2 * 200 * 0.4966, rel=2e-3)
 
 
 @pytest.mark.parametrize("gain", [0.7, 1.9, 3.0, 50.0])
@@ -103,7 +105,7 @@ def test_the_real_bank_alarms_when_the_plan_says(gain):
         bank.update(BatchStats(t=t, opened_at=0.0, closed_at=0.0, gains={stream: gain}, counts={"seen": 1}))
         if bank.firing:
             break
-    expected = batches(gain, weight=0.2 / 4 / 2, ln_a=bank.ln_a)
+    expected = batches(gain, weight=Weights(config).birth(stream), ln_a=bank.ln_a)
     assert expected - 1 <= t + 1 <= expected
 
 

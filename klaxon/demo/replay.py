@@ -79,7 +79,7 @@ def _start_page(children: Children, folder: Path, url: str, port: int, console: 
     console.print(f"page: http://127.0.0.1:{port}", style="bold")
 
 
-def _wait(url: str, console: Console, *, patience_seconds: float = 30.0) -> None:
+def _wait(url: str, console: Console, *, patience_seconds: float = 120.0) -> None:
     with console.status("starting the daemon"):
         began = time.monotonic()
         while time.monotonic() - began < patience_seconds:

@@ -7,7 +7,7 @@ Prediction.  One change point a rollout: the other version on one side of it, th
              requests keep their KV ([shadow] kv_on_update = "keep"), what follows is computed on the KV of what precedes.
 When it lies. A rollout that is off as a whole has its change point at an end: fewer than MIN_CHANGED inner ones, or fewer than half, and nothing is said.
              Rollouts with declared spans are scored by them and never asked.
-Cost.        The version before is the pass of stale_weights again, the one after a pass of its own; with kept KV three passes more.
+Cost.        The version before is the pass of stale_weights again, the one after a pass of its own; with kept KV two or three passes more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from diagnosis.prediction import Prediction
 
 MIN_CHANGED, MIN_SIDE = 3, 4
 REACH = 3
-"""Tokens before a first guess from which on kept KV is replayed to place the change."""
+"""Tokens before a guess from which on kept KV is replayed to place the change."""
 
 MIN_GAIN = 0.25
 """A change point must take this share of a rollout's error away on the tokens that choose it; else the label holds."""
@@ -75,12 +75,10 @@ def _towards(bench: Bench, step: int) -> Prediction | None:
     late_N = np.abs(after_N - before_N) / 2 if keeps else np.abs(sheet.engine_N - after_N)
     cuts = _cuts(bench, others, before_N, late_N, least=-np.inf if keeps else MIN_GAIN)
     if keeps:
-        early = {i: _spanned(sheet.rollouts[i], max(1, min(at) - REACH), others[i], step) for i in cuts.any()
-                 if (at := [cut for cut in (cuts.even[i], cuts.odd[i]) if cut is not None])}
-        on_old_N = bench.under(Variant(cause="policy_lag", parameters={"version": "spans"}, rollouts=early), keep=False) if early else None
-        if on_old_N is None:
+        replayed_N = _replayed(bench, cuts, others, step)
+        if replayed_N is None:
             return None
-        cuts = _cuts(bench, others, before_N, np.abs(sheet.engine_N - on_old_N))
+        cuts = _cuts(bench, others, before_N, np.abs(sheet.engine_N - replayed_N))
     inner, changed = cuts.inner(bench), cuts.any()
     if len(inner) < MIN_CHANGED or 2 * len(inner) < len(changed):
         return None
@@ -114,6 +112,13 @@ def _cuts(bench: Bench, others: Mapping[int, str], before_N: np.ndarray, late_N:
     a change must take away."""
     even_N = bench.sheet.index_N % 2 == 0
     return Cuts(*({i: _cut(bench, i, part_N, before_N, late_N, least) for i in others} for part_N in (even_N, ~even_N)))
+
+
+def _replayed(bench: Bench, cuts: Cuts, others: Mapping[int, str], step: int) -> np.ndarray | None:
+    """Kept KV replayed with every change REACH tokens before its guess, [N]; None without a guess."""
+    spanned = {i: _spanned(bench.sheet.rollouts[i], max(1, min(at) - REACH), others[i], step) for i in cuts.any()
+               if (at := [cut for cut in (cuts.even[i], cuts.odd[i]) if cut is not None])}
+    return bench.under(Variant(cause="policy_lag", parameters={"version": "spans"}, rollouts=spanned), keep=False) if spanned else None
 
 
 def _cut(bench: Bench, i: int, part_N: np.ndarray, before_N: np.ndarray, late_N: np.ndarray,

@@ -59,6 +59,15 @@ class Probed:
         return np.abs(d_T[self.rollout.sampled_mask_T & np.isfinite(d_T)])
 
 
+def nats(value: float) -> str:
+    """Four decimals, or the power of ten where they would say nothing.
+
+    >>> nats(0.02511), nats(5.3e-6), nats(0.0)
+    ('0.0251', '5.3e-06', '0')
+    """
+    return "0" if value == 0 else f"{value:.4f}" if abs(value) >= 5e-4 or not math.isfinite(value) else f"{value:.1e}"
+
+
 def exit_code(rows: Sequence[Row]) -> int:
     """0 when nothing failed (unknowns are allowed), else 1."""
     return int(any(row.state == "failed" for row in rows))
@@ -106,7 +115,7 @@ def canaries_row(rollouts: Sequence[Rollout], refused: Mapping[str, int]) -> Row
 def mismatch_row(found: Diagnosis, values: Mapping[str, float]) -> Row:
     """The diagnosis in one line. `values`: collector.signals.metrics of the same canaries."""
     floor = "unknown" if found.floor_nats is None else f"{found.floor_nats:.4f}"
-    numbers = (f"mean |d| {values['mean_abs_d']:.4f} of {found.tokens:,} tokens (floor {floor}), k3 {values['k3']:.2g}, "
+    numbers = (f"mean |d| {nats(values['mean_abs_d'])} of {found.tokens:,} tokens (floor {floor}), k3 {values['k3']:.2g}, "
                f"clip rate {values['clip_rate']:.1%}, ESS {values['ess']:.3f}")
     sure = "" if found.confident else ", not sure"
     if found.verdict == "healthy":
@@ -151,7 +160,7 @@ def _cache_row(name: str, what: str, cached: Sequence[Probed], cold: Sequence[Pr
         return Row(name=name, state="unknown", seen=f"{len(cached)} requests {what}, {len(cold)} not: nothing to compare")
     (mean, se), (other, other_se) = mean_abs(cached), mean_abs(cold)
     gap, error = mean - other, math.hypot(se, other_se)
-    said = f"mean |d| {mean:.4f} {what} ({len(cached)} requests), {other:.4f} computed ({len(cold)}): {gap:+.4f} ± {error:.4f} nats"
+    said = f"mean |d| {nats(mean)} {what} ({len(cached)} requests), {nats(other)} computed ({len(cold)}): {nats(gap)} ± {nats(error)} nats apart"
     if gap > max(config.margin_nats, config.confidence_z * error) and mean > limit_nats:
         return Row(name=name, state="failed", seen=said, do=CAUSE_TEXTS["stale_prefix_cache"].fix, cause="stale_prefix_cache")
     return Row(name=name, state="passed" if math.isfinite(error) else "unknown", seen=said)
@@ -172,7 +181,7 @@ def batch_row(alone: Sequence[Rollout], beside: Sequence[Rollout], *, promised: 
     again, _ = _apart(alone[0], alone[1])
     pairs = [_apart(alone[0], one) for one in beside]
     gap, same = max(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
-    said = f"one greedy request: largest difference {again:.4f} nats alone twice, {gap:.4f} nats beside others; the first {same} of {alone[0].n_tokens} tokens are the same"
+    said = f"one greedy request: largest difference {nats(again)} nats alone twice, {nats(gap)} beside others; the first {same} of {alone[0].n_tokens} tokens are the same"
     if promised:
         return Row(name="batch", state="failed" if gap > 0 else "passed", seen=f"{said} (VLLM_BATCH_INVARIANT is on)", cause="batch_variance" if gap > 0 else "")
     return Row(name="batch", state="measured", seen=said)

@@ -9,7 +9,7 @@ import numpy as np
 from collector.records import Rollout
 from diagnosis.causes import CAUSE_TEXTS
 from diagnosis.config import DiagnosisConfig
-from diagnosis.preflight import Row
+from diagnosis.preflight import Row, nats
 from diagnosis.projection import SMALLEST_DIFFERENCE_NATS, projection
 from diagnosis.sheet import Sheet
 
@@ -47,7 +47,7 @@ def weights_row(name: str, sheet: Sheet, model_N: np.ndarray, previous_N: np.nda
     where = projection(sheet, model_N, previous_N)
     if where is None or where.difference_nats < SMALLEST_DIFFERENCE_NATS:
         return Row(name=name, state="unknown", seen="--model and --previous predict the same logprobs; name an older --previous")
-    said = f"mean |d| {residual:.4f} under {wanted}, {sheet.residual(model_N if on_previous else previous_N):.4f} under {other}; β = {where.beta:+.2f} ± {where.se:.2f} (0 = --model, 1 = --previous)"
+    said = f"mean |d| {nats(residual)} under {wanted}, {nats(sheet.residual(model_N if on_previous else previous_N))} under {other}; β = {where.beta:+.2f} ± {where.se:.2f} (0 = --model, 1 = --previous)"
     towards = where.z if on_previous else -where.z
     if towards < -config.confidence_z:
         return Row(name=name, state="failed", seen=f"{said}: the engine still serves {other}", do=CAUSE_TEXTS["stale_weights"].fix, cause="stale_weights")

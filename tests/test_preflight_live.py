@@ -16,7 +16,7 @@ pytestmark = pytest.mark.engine
 
 
 def test_a_raw_engine_fails_by_name_and_passes_where_the_trainer_expects_raw_logprobs(tmp_path):
-    engine = Engine(model=DEFAULT_FOLDER, port=free_port(8640), log=tmp_path / "engine.log", logprobs_mode=None, tap={"VLLM_PLUGINS": "", "KLAXON_URL": ""})
+    engine = Engine(model=DEFAULT_FOLDER.resolve(), port=free_port(8640), log=tmp_path / "engine.log", logprobs_mode=None)
     engine.start()
     try:
         engine.wait_ready(patience_seconds=900.0)

@@ -2,12 +2,12 @@
 
     python tests/fixtures/diagnosis/record.py MODEL --work WORK --out FOLDER                                   # a real vLLM engine, once
     python tests/fixtures/diagnosis/generate.py MODEL --work WORK --out FOLDER --samples 4 --rollouts 40       # faults that need another engine: transformers
-    PYTHONPATH=. python benchmarks/diagnosis.py FOLDER --work WORK --results RESULTS.jsonl [--trainer float32|bfloat16] [CASE …]
-    PYTHONPATH=. python benchmarks/diagnosis.py FOLDER --work WORK --results RESULTS.jsonl --table             # markdown from what is there
+    PYTHONPATH=. python benchmarks/diagnosis.py FOLDER [CASE …] --work WORK [--trainer float32|bfloat16]          # hours; goes on where it was interrupted
+    PYTHONPATH=. python benchmarks/diagnosis.py FOLDER --work WORK --page                                      # docs/diagnosis-matrix.md from what is there
 
 Every case is cut into disjoint groups of rollouts of about so many tokens; each group is diagnosed alone, by the real scorer. The largest size runs first and
 its forward passes are kept for the smaller ones (the same rollouts, cut finer), so seconds and cost are those of the largest alone: CPU seconds of one thread, and
-as a multiple of scoring the group once. RESULTS grows by a line a group; what stands there is not run again.
+as a multiple of scoring the group once. The file of results grows by a line a group; what stands there is not run again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]  # or this file hides the room of its name
 
 MADE = HERE.parent / "tests" / "fixtures" / "diagnosis"
+PAGE, RESULTS = HERE.parent / "docs" / "diagnosis-matrix.md", HERE / "diagnosis_results.jsonl"
+BEGIN, END = "<!-- printed by benchmarks/diagnosis.py: begin -->", "<!-- printed by benchmarks/diagnosis.py: end -->"
 GENERATED = {
     "healthy_f32": "healthy", "gen_bos_doubled": "prompt_mismatch", "bos_missing": "prompt_mismatch", "gen_system_dropped": "prompt_mismatch",
     "system_added": "prompt_mismatch", "position_56": "position_dependent", "corrupted": "corrupted_requests", "gen_raw_and_stale": "raw_logprobs",
@@ -151,17 +153,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="recordings of record.py")
     parser.add_argument("--generated", type=Path, help="recordings of generate.py, where they lie elsewhere")
     parser.add_argument("--work", type=Path, required=True, help="folder of record.py with version_2, version_3 and adapter")
-    parser.add_argument("--results", type=Path, required=True, help="JSONL that grows by a line a group")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSONL that grows by a line a group")
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--trainer", default="float32", help="dtype of the shadow's body")
     parser.add_argument("--groups", type=int, default=2, help="groups of the largest size; the smaller ones are cut from the same rollouts, up to four of a size")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="tokens a group")
-    parser.add_argument("--table", action="store_true", help="print the results as markdown, run nothing")
+    parser.add_argument("--page", action="store_true", help="write the results into docs/diagnosis-matrix.md, run nothing")
     parser.add_argument("cases", nargs="*", metavar="CASE")
     options = parser.parse_intermixed_args()
     rows = [json.loads(text) for text in options.results.read_text(encoding="utf-8").splitlines()] if options.results.exists() else []
-    if options.table:
-        print(table(rows), end="")
+    if options.page:
+        PAGE.write_text(page_with(rows, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
         return
     import torch
 
@@ -189,6 +191,19 @@ def wrong(row: Mapping[str, Any]) -> bool:
     return row["confident"] and row["verdict"] not in row["truth"]
 
 
+def page_with(rows: Sequence[Mapping[str, Any]], page: str) -> str:
+    """The page with what stands between the marks replaced. Raises ValueError where the marks are missing."""
+    before, mark, rest = page.partition(BEGIN + "\n")
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        raise ValueError(f"{PAGE.name}: the marks {BEGIN!r} and {END!r} are missing")
+    judged_names = {row["case"] for row in rows}
+    made = ["| recording | engine | how it was made |", "|---|---|---|"]
+    made += [f"| {name} | {fault.engine} | {fault.made}{'' if name in judged_names else ' (not judged yet)'} |" for name, fault in faults().REAL.items()]
+    text = "\n".join(made) + "\n\n" + table(rows)
+    return f"{before}{BEGIN}\n{text}{END}{after}"
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line a case, a column a size, then the sums by cause and the cost."""
     sizes = sorted({row["size"] for row in rows})
@@ -202,11 +217,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines.append("| all | " + " | ".join(_sum([row for row in rows if row["size"] == size]) for size in sizes) + " |")
     timed = [row for row in rows if row["seconds"]]
     if timed:
-        lines += ["", "| truth | groups | CPU seconds | × one score | tokens scored, × the group's |", "|---|---|---|---|---|"]
+        lines += ["", "| truth | groups | CPU seconds per 1,000 tokens | × one score | tokens scored, × the group's |", "|---|---|---|---|---|"]
         for truth in dict.fromkeys(row["truth"][0] for row in timed):
             mine = [row for row in timed if row["truth"][0] == truth]
             seconds, once = sum(row["seconds"] for row in mine), sum(row["one_score_seconds"] for row in mine)
-            lines.append(f"| {truth} | {len(mine)} | {seconds / len(mine):.1f} | {seconds / once:.2f} | {sum(row['scored_times'] for row in mine) / len(mine):.2f} |")
+            each = 1000 * seconds / sum(row["tokens"] for row in mine)
+            lines.append(f"| {truth} | {len(mine)} | {each:.1f} | {seconds / once:.2f} | {sum(row['scored_times'] for row in mine) / len(mine):.2f} |")
     return "\n".join(lines) + "\n"
 
 

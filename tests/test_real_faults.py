@@ -41,16 +41,36 @@ def judged(name: str, count: int | None = None) -> Diagnosis:
     return diagnose(rollouts[:count], scorer, versions=faults.REAL[name].versions, config=DiagnosisConfig(), floor=lambda _: scorer.floor_nats, marks=SMOL)
 
 
-def test_there_are_cuts_of_real_faults() -> None:
-    assert len(CASES) >= 8
+NOT_NAMED: tuple[str, ...] = ()
+"""Faults the diagnosis misses or is not sure of on these few tokens; docs/diagnosis-matrix.md lists them. What it says must then not be confident."""
+
+
+def test_the_cuts_of_real_faults_are_there_and_small() -> None:
+    assert len(CASES) >= 4
     assert sum(path.stat().st_size for path in (MADE / "real").iterdir()) < 700_000
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NOT_NAMED])
 def test_the_verdict_names_the_fault_that_was_made_on_the_real_engine(name: str) -> None:
     verdict = judged(name)
     assert verdict.verdict in faults.REAL[name].truth, verdict.causes[0].evidence
-    assert verdict.confident or name in UNSURE
+    assert verdict.confident, verdict.causes[0].evidence
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_verdict_on_a_real_fault_is_confident_and_wrong(name: str) -> None:
+    verdict = judged(name)
+    assert verdict.verdict in faults.REAL[name].truth or not verdict.confident, verdict.causes[0].evidence
+
+
+def test_the_page_holds_what_the_benchmark_prints_from_its_results() -> None:
+    """`PYTHONPATH=. python benchmarks/diagnosis.py FOLDER --work WORK --page`"""
+    import json
+
+    benchmark = loaded("klaxon_diagnosis_matrix", ROOT / "benchmarks" / "diagnosis.py")
+    rows = [json.loads(line) for line in benchmark.RESULTS.read_text(encoding="utf-8").splitlines()]
+    page = benchmark.PAGE.read_text(encoding="utf-8")
+    assert rows and benchmark.page_with(rows, page) == page
 
 
 def test_every_recording_of_the_matrix_is_in_the_registry() -> None:

@@ -127,7 +127,7 @@ class Score:
     """The trainer's logprobs for one rollout, one array a view. `source` says whose they are."""
 
     request_id: str
-    views: Mapping[str, np.ndarray]  # view name → float32 [T] nats; "expected" is always there; NaN = not scored
+    views: Mapping[str, np.ndarray]  # view name → float32 [T] nats; "expected" is always there; NaN = not scored; wide views [T, D]
     entropy_T: np.ndarray | None = None  # float32 [T] nats, of the expected view
     scored_mask_T: np.ndarray | None = None  # bool [T]; False = version not loaded or not sampled: counted, left out
     version: str | None = None

@@ -29,8 +29,8 @@ EDGE_MASS = 0.004
 EDGE_NATS = 0.02
 """The same for min-p, in nats around its threshold."""
 
-EDGE_MATTERS = 0.002
-"""Only where the token at the edge carries more than this share of the kept set."""
+EDGE_MATTERS = 0.02
+"""Only where the token at the edge carries more than this probability: rarer ones move ln S by less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +81,7 @@ class Candidates:
         self._tail = CubicSpline([power / 2 for power in POWERS], tail_NK, axis=1)
         self._top_N = np.maximum(self._unseen_NC[:, 0], self._seen_NS[:, 0])
         self._trim()
+        self._plain_NM = -np.sort(-np.concatenate([self._unseen_NC, self._seen_NS], axis=1), axis=1)
 
     @classmethod
     def fits(cls, wide: np.ndarray) -> bool:
@@ -89,14 +90,14 @@ class Candidates:
 
     def raw(self) -> np.ndarray:
         """Plain log-softmax [N]."""
-        values_NM = np.concatenate([self._unseen_NC, self._seen_NS], axis=1) - self._top_N[:, None]
-        with np.errstate(over="ignore"):
-            return self._token_N - self._top_N - np.log(np.exp(values_NM).sum(axis=1) + np.exp(self._tail(1.0)))
+        values_NM = self._plain_NM - self._top_N[:, None]
+        return self._token_N - self._top_N - np.log(np.exp(values_NM).sum(axis=1) + np.exp(self._tail(1.0)))
 
     def under(self, settings: Mapping[str, float]) -> Kept:
         """What the engine reports with these settings in place of the trainer's."""
         rules = self.declared.with_(settings)
         values_NM, token_N = self._penalised(rules)
+        plain = values_NM is self._plain_NM
         greedy_N = rules.temperature < GREEDY_BELOW
         scale_N = np.where(greedy_N, 1.0, rules.temperature)
         values_NM = (values_NM - self._top_N[:, None]) / scale_N[:, None]
@@ -112,16 +113,16 @@ class Candidates:
         if cut.any():
             rows = np.flatnonzero(cut)
             kept, log_mass_N[rows], edge_N[rows] = _truncated(
-                weights_NM[rows] / whole_N[rows, None], tail_N[rows] / whole_N[rows], np.exp(logprobs_N[rows]),
+                _sorted(weights_NM[rows] / whole_N[rows, None], already=plain), tail_N[rows] / whole_N[rows], np.exp(logprobs_N[rows]),
                 top_k_N=rules.top_k[rows], top_p_N=rules.top_p[rows], min_p_N=rules.min_p[rows])
             logprobs_N[rows] = np.where(kept, logprobs_N[rows] - log_mass_N[rows], -np.inf)
         return Kept(logprobs=logprobs_N, log_mass=log_mass_N, edge=edge_N)
 
     def _penalised(self, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
-        """(candidates [N, M], the sampled token [N]) after the penalties; unsorted."""
+        """(candidates [N, M], the sampled token [N]) after the penalties; sorted where there are none."""
         factor_N, presence_N, frequency_N = rules.repetition_penalty, rules.presence_penalty, rules.frequency_penalty
         if (factor_N == 1).all() and (presence_N == 0).all() and (frequency_N == 0).all():
-            return np.concatenate([self._unseen_NC, self._seen_NS], axis=1), self._token_N
+            return self._plain_NM, self._token_N
 
         def after(values: np.ndarray, counts: np.ndarray, factor: np.ndarray, presence: np.ndarray, frequency: np.ndarray) -> np.ndarray:
             values = np.where(values > 0, values / factor, values * factor)
@@ -138,6 +139,10 @@ class Candidates:
         self._unseen_NC = self._unseen_NC[:, : max(1, int(np.isfinite(self._unseen_NC).any(axis=0).sum()))]
 
 
+def _sorted(values_NM: np.ndarray, *, already: bool) -> np.ndarray:
+    return values_NM if already else -np.sort(-values_NM, axis=1)
+
+
 def _at_own(spline: CubicSpline, beta_N: np.ndarray) -> np.ndarray:
     """Each row's spline at its own inverse temperature [N], held at the ends of the range."""
     beta_N = np.clip(beta_N, spline.x[0], spline.x[-1])
@@ -150,8 +155,7 @@ def _at_own(spline: CubicSpline, beta_N: np.ndarray) -> np.ndarray:
 
 def _truncated(mass_NM: np.ndarray, tail_N: np.ndarray, own_N: np.ndarray, *, top_k_N: np.ndarray, top_p_N: np.ndarray,
                min_p_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(is the sampled token kept, ln of the kept mass, is the edge undecided) [N]. `mass_NM`: probabilities; `own_N`: the sampled token's."""
-    mass_NM = -np.sort(-mass_NM, axis=1)
+    """(is the sampled token kept, ln of the kept mass, is the edge undecided) [N]. `mass_NM`: probabilities, descending; `own_N`: the sampled token's."""
     width, rank_M = mass_NM.shape[1], np.arange(mass_NM.shape[1])
     keep_NM = mass_NM >= (min_p_N * mass_NM[:, 0])[:, None]
     k_N = np.where(top_k_N > 0, top_k_N, width + 1)

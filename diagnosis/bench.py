@@ -77,9 +77,8 @@ class Bench(Heads):
     def marks(self) -> Marks:
         """Where a prompt's parts begin: as given, else from the model folder of the newest version."""
         if self._marks is None:
-            shelf = getattr(self.scorer, "shelf", None)
-            known = shelf.know(self.versions[-1]) if shelf is not None and self.versions else None
-            self._marks = Marks() if known is None else marks_of(known.base or known.path)
+            folder = folder_of(self.scorer, self.versions)
+            self._marks = Marks() if folder is None else marks_of(folder)
         return self._marks
 
     def is_adapter(self, rollout: Rollout) -> bool:
@@ -177,6 +176,13 @@ class Bench(Heads):
         """Index of the oldest version that generated the rollout; None when unknown."""
         places = [self.versions.index(span.version) for span in rollout.weight_versions if span.version in self.versions]
         return min(places, default=None)
+
+
+def folder_of(scorer: Scorer, versions: Sequence[str]) -> str | None:
+    """The model folder of the newest version, of an adapter its base; None for a scorer without a shelf."""
+    shelf = getattr(scorer, "shelf", None)
+    known = shelf.know(versions[-1]) if shelf is not None and versions else None
+    return None if known is None else known.base or known.path
 
 
 def _by_arguments(variant: Variant) -> list[tuple[dict[str, str], list[int]]]:

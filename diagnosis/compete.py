@@ -1,5 +1,6 @@
 """Why: explanations compete on the same tokens, out of fold, clustered by rollout. The residual decides.
 
+0. Where the trainer's own token ids are known and differ from the engine's in most rollouts, that is the verdict (exact_ids.py): no score is asked.
 1. Every explanation predicts what the engine would have reported. Residual = mean |engine − predicted|, nats.
 2. The least residual leads; it must beat healthy by `margin_nats` and `confidence_z` standard errors, else healthy leads.
 3. Explained means: residual ≤ `at_floor_ratio` × floor. The floor is what the declared precision alone makes of the same
@@ -26,14 +27,15 @@ import numpy as np
 
 from collector.records import Cause, Diagnosis, Rollout
 from diagnosis.audit import engine_facts, rollout_facts
-from diagnosis.bench import Bench, Scorer
+from diagnosis.bench import Bench, Scorer, folder_of
 from diagnosis.causes import CAUSE_TEXTS
 from diagnosis.config import DiagnosisConfig
+from diagnosis.exact_ids import ENOUGH_SHARE, IdMismatch, compare_ids, decoder_of
 from diagnosis.explanations import DEAR, EXPLANATIONS, OLDER, PASSES, Prediction, predictions
 from diagnosis.floor import FloorOf, expected_floor
 from diagnosis.pairs import pairs
 from diagnosis.parts import Part, find_part
-from diagnosis.prompts import Marks
+from diagnosis.prompts import Marks, marks_of
 from diagnosis.ruling import Ruling, at_floor, decide, explained, needs_more
 from diagnosis.sampler_pairs import sampler_pairs
 from diagnosis.shape import shape_of
@@ -61,6 +63,9 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
         InputError: no token can be compared (the text names a request and why).
         Unavailable: the weights cannot be loaded.
     """
+    ids = _ids(rollouts, scorer, versions, marks)
+    if ids is not None and ids.share >= ENOUGH_SHARE:
+        return ids.verdict()
     nonfinite = sum(int((~np.isfinite(r.engine_logprobs_T) & r.sampled_mask_T).sum()) for r in rollouts)
     if nonfinite and not any((np.isfinite(r.engine_logprobs_T) & r.sampled_mask_T).any() for r in rollouts):
         return _diagnosis(_non_finite(nonfinite, rollouts), [], floor_nats=None, tokens=0)
@@ -76,9 +81,20 @@ def diagnose(rollouts: Sequence[Rollout], scorer: Scorer, *, versions: Sequence[
     causes = [_cause(bench, one, [fact.text for fact in facts if fact.cause == one.cause]) for one in field]
     causes += _unpredicted(bench, ruling, nonfinite, part)
     found = _diagnosis(ruling, causes, floor_nats=floor_nats, tokens=bench.sheet.tokens)
+    if ids is not None:
+        found = replace(ids.verdict(), causes=(ids.cause, *found.causes), floor_nats=floor_nats) if ruling.cause == "healthy" else replace(
+            found, causes=(*found.causes, ids.cause))
     if len(chosen) < len(rollouts):
         found = _said_of_first(found, f"judged on {len(chosen)} of {len(rollouts)} rollouts, evenly spread: max_tokens = {config.max_tokens:,}")
     return with_signatures(found, shape_of(bench.compared), signatures) if signatures else found
+
+
+def _ids(rollouts: Sequence[Rollout], scorer: Scorer, versions: Sequence[str], marks: Marks | None) -> IdMismatch | None:
+    """Where trainer and engine have different token ids; the tokenizer is read only where some differ."""
+    if compare_ids(rollouts) is None:
+        return None
+    folder = folder_of(scorer, versions)
+    return compare_ids(rollouts, marks=marks or (marks_of(folder) if folder else None), decode=decoder_of(folder) if folder else None)
 
 
 def searched(bench: Bench, floor_nats: float, *, deep: bool) -> tuple[list[Prediction], Part | None]:

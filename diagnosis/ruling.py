@@ -9,7 +9,7 @@ from typing import Any
 
 from diagnosis.bench import Bench
 from diagnosis.config import DiagnosisConfig
-from diagnosis.explanations import Prediction
+from diagnosis.explanations import OLDER, Prediction
 from diagnosis.noise import noise_shape
 from diagnosis.parts import Part
 from diagnosis.projection import SMALLEST_DIFFERENCE_NATS, projection
@@ -17,6 +17,7 @@ from diagnosis.sampling import sampled_at
 from diagnosis.sheet import Contrast
 
 SHIFT_NATS = 0.004
+TIE_Z = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,10 @@ def decide(bench: Bench, field: Sequence[Prediction], floor_nats: float, part: P
     if not _worth_naming(bench, healthy, leader, limit, floor_nats):
         leader = healthy
     residual = _worst_residual(bench, healthy, leader)
-    if part is not None and (leader is healthy or residual > limit):
+    older = None if part is None else _older_instead(bench, field, part)
+    if older is not None and (leader is healthy or residual > limit):
+        leader = older
+    elif part is not None and (leader is healthy or residual > limit):
         doubts = [*_too_little(bench, None), *part.doubts]
         return Ruling(cause=part.cause, confident=not doubts, why=(*part.why, *doubts), parameters=part.parameters)
     if leader is healthy:
@@ -87,6 +91,18 @@ def _small_staleness(bench: Bench, healthy: Prediction, doubts: Sequence[str]) -
             continue
         return Ruling(cause="stale_weights", confident=not doubts and found.beta < 1.5, why=(found.text, *doubts), parameters={"version": version})
     return None
+
+
+def _older_instead(bench: Bench, field: Sequence[Prediction], part: Part) -> Prediction | None:
+    """Older weights or an older prefix KV that help where a part has no prediction at all: they go before a position, and before doubtful strays.
+
+    On few noisy tokens neither reaches the floor; a true break of the position makes older weights fit worse, not better.
+    """
+    if part.cause != "position_dependent" and not part.doubts:
+        return None
+    helps = [one for one in field if one.cause in OLDER and not one.second and (c := bench.sheet.contrast(field[0].values_N, one.values_N)).gain > 0
+             and c.z > TIE_Z]
+    return min(helps, key=lambda one: bench.sheet.residual(one.values_N), default=None)
 
 
 def _worth_naming(bench: Bench, healthy: Prediction, leader: Prediction, limit: float, floor_nats: float) -> bool:

@@ -43,8 +43,10 @@ def decide(bench: Bench, field: Sequence[Prediction], floor_nats: float, part: P
         leader = healthy
     residual = _worst_residual(bench, healthy, leader)
     older = None if part is None else _older_instead(bench, field, part)
-    if older is not None and (leader is healthy or residual > limit):
-        leader = older
+    tied: list[str] = []
+    if older is not None and part is not None and (leader is healthy or residual > limit):
+        leader, residual, over_healthy = older, _worst_residual(bench, healthy, older), sheet.contrast(healthy.values_N, older.values_N)
+        tied = [f"not sure: {part.cause} would tell the tokens too: {part.why[0]}"]
     elif part is not None and (leader is healthy or residual > limit):
         doubts = [*_too_little(bench, None), *part.doubts]
         return Ruling(cause=part.cause, confident=not doubts, why=(*part.why, *doubts), parameters=part.parameters)
@@ -54,7 +56,7 @@ def decide(bench: Bench, field: Sequence[Prediction], floor_nats: float, part: P
     why = [f"residual {sheet.residual(leader.values_N):.4f} nats against {sheet.residual(healthy.values_N):.4f} as healthy", *tie.why]
     if residual > limit:
         why.append(f"not sure: {residual:.4f} nats remain, more than {config.at_floor_ratio:g} times the floor of {floor_nats:.4f}")
-    doubts = [*_too_little(bench, over_healthy), *_rivals(bench, field, leader, tie.settled)]
+    doubts = [*tied, *_too_little(bench, over_healthy), *_rivals(bench, field, leader, tie.settled)]
     if not leader.stable:
         doubts.append("not sure: the two halves of the rollouts disagree about the parameter")
     sure = residual <= limit and not doubts and tie.sure and not _undeclared(bench, leader)

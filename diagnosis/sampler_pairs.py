@@ -26,13 +26,13 @@ PAIRS = (("temperature", "top_p"), ("temperature", "top_k"), ("temperature", "mi
          ("temperature", "presence_penalty"), ("temperature", "frequency_penalty"), ("top_p", "min_p"), ("top_p", "top_k"),
          ("top_p", "repetition_penalty"), ("presence_penalty", "frequency_penalty"), ("repetition_penalty", "frequency_penalty"))
 
-COARSE_TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
-COARSE_TOKENS = 240
+COARSE_TEMPERATURES = (0.45, 0.6, 0.8, 1.0, 1.3)
+COARSE_TOKENS = 128
 MAX_FITTED = 2
 MUST_LEAVE = 0.8
 """A pair is offered only where it leaves less than this share of what the best single setting leaves."""
 
-EVALUATIONS = 70
+EVALUATIONS = 50
 TEMPERATURE_RANGE = (0.1, 3.0)
 
 

@@ -35,7 +35,7 @@ GRIDS: Mapping[str, tuple[float, ...]] = {
 }
 """Coarse strengths of each setting, and thereby its range."""
 
-LEVELS, STEPS = 3, 5
+LEVELS, STEPS = 6, 5
 WORTH_REFINING = 1.5
 AGREE_SHARE, AGREE_AT_LEAST = 0.25, 0.01
 
@@ -126,7 +126,7 @@ def agree(name: str, one: float, other: float) -> bool:
 
 def rounded(name: str, value: float) -> float:
     """As it is reported."""
-    return int(value) if name == "top_k" else round(value, 4 if name == "min_p" else 3)
+    return int(value) if name == "top_k" else round(value, 4 if name == "min_p" else 3) + 0.0  # no −0
 
 
 def written(name: str, value: float) -> str:

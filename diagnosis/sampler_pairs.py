@@ -30,7 +30,7 @@ COARSE_TEMPERATURES = (0.45, 0.6, 0.8, 1.0, 1.3)
 COARSE_TOKENS = 128
 MAX_FITTED = 2
 MUST_LEAVE = 0.8
-"""A pair is offered only where it leaves less than this share of what the best single setting leaves."""
+"""A pair is offered only where it leaves less than this share of what the best single setting leaves, and either of its own two alone."""
 
 EVALUATIONS = 50
 TEMPERATURE_RANGE = (0.1, 3.0)
@@ -47,8 +47,8 @@ def sampler_pairs(heads: Heads, *, best_single: float) -> list[Prediction]:
         left, start = starts[pair]
         if math.isfinite(left):
             one = _fitted(heads, start)
-            if one is not None and heads.sheet.residual(one.values_N) < MUST_LEAVE * best_single:
-                found.append(one)
+            if one is not None and heads.sheet.residual(one[0].values_N) < MUST_LEAVE * min(best_single, one[1]):
+                found.append(one[0])
     return found
 
 
@@ -66,7 +66,8 @@ def _cost(heads: Heads, settings: Mapping[str, float]) -> float:
     return math.inf if values_N is None else cost(heads.sheet, values_N)
 
 
-def _fitted(heads: Heads, start: Mapping[str, float]) -> Prediction | None:
+def _fitted(heads: Heads, start: Mapping[str, float]) -> tuple[Prediction, float] | None:
+    """The pair, and what the better one of its two settings leaves by itself at the same strength, nats."""
     sheet, names = heads.sheet, tuple(start)
     halves = [_refined(heads.within(sheet.fold_N == fold), start) for fold in (0, 1)]
     best = _refined(heads, start)
@@ -84,8 +85,9 @@ def _fitted(heads: Heads, start: Mapping[str, float]) -> Prediction | None:
     said = " and ".join(", ".join(f"{name} {written(name, half[name])}" for name in (first, other)) for half in halves)
     texts = (f"together {name_of(parameters_of(parameters))} ({said} on the two halves); the trainer assumes {assumed(sheet, first)} and {assumed(sheet, other)}",
              "alone they leave " + ", ".join(f"{written(name, best[name])} {name} {without[o]:.4f}" for name, o in ((first, other), (other, first))) + " nats")
-    return Prediction(cause=CAUSE_OF[first], second=second, values_N=values_N, parameters=parameters, evidence=texts, heads=heads,
-                      stable=all(agree(name, halves[0][name], halves[1][name]) for name in names))
+    stable = all(agree(name, halves[0][name], halves[1][name]) for name in names)
+    one = Prediction(cause=CAUSE_OF[first], second=second, values_N=values_N, parameters=parameters, evidence=texts, heads=heads, stable=stable)
+    return one, min(without.values())
 
 
 def parameters_of(parameters: Mapping[str, object]) -> dict[str, float]:

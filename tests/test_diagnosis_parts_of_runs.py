@@ -11,7 +11,7 @@ import pytest
 
 from collector.records import Rollout, Score, WeightSpan
 from diagnosis.bench import Bench
-from diagnosis.compete import diagnose
+from diagnosis.compete import capped, diagnose
 from diagnosis.config import DiagnosisConfig
 from diagnosis.donors import find_donors
 from diagnosis.parts import find_part
@@ -161,3 +161,13 @@ def test_donors_are_sought_within_a_limit() -> None:
 def test_when_half_of_the_rollouts_are_off_they_are_no_strays() -> None:
     bench, _ = bench_of({i: 900 + i for i in range(10)})
     assert find_part(bench, FLOOR) is None
+
+
+def test_of_many_tokens_evenly_spread_rollouts_are_judged_and_the_verdict_says_so() -> None:
+    rollouts = [made(predicted(i, 30), name=f"r{i}", prompt=(1, i)) for i in range(100)]
+    config = DiagnosisConfig(max_tokens=600)
+    found = diagnose(rollouts, ByPrompt(), versions=["1"], config=config, floor=lambda _: FLOOR, marks=Marks())
+    assert (found.verdict, found.tokens) == ("healthy", 600)
+    assert "judged on 20 of 100 rollouts, evenly spread: max_tokens = 600" in found.causes[0].evidence
+    assert len(capped(rollouts, DiagnosisConfig(max_tokens=100))) == 12, "a confident verdict's rollouts stay"
+    assert [one.request_id for one in capped(rollouts, config)][:3] == ["r0", "r5", "r10"]

@@ -101,19 +101,19 @@ def test_the_strength_of_a_hidden_setting_is_estimated(name: str) -> None:
         assert found[setting] == pytest.approx(truth, abs=within)
 
 
-@pytest.mark.parametrize("count", [3, 6, 8, 10, 12, 16])
+@pytest.mark.parametrize("count", [6, 10, 16])
 def test_a_stale_cache_on_few_bf16_tokens_is_never_taken_for_a_position(count: int) -> None:
     verdict = judged("stale_prefix_cache", count=count)
     assert verdict.verdict != "position_dependent"
     assert verdict.verdict in ("stale_prefix_cache", "stale_weights") or not verdict.confident
 
 
-@pytest.mark.parametrize(("name", "count"), [(n, c) for n in GENERATED for c in (4, 9)])
-def test_fewer_tokens_of_a_generated_fault_never_give_a_confident_wrong_verdict(name: str, count: int) -> None:
-    try:
-        verdict = judged(name, count=count)
-    except KeyError:
-        pytest.skip("the kept scores do not hold what so few tokens ask for")
+SETTINGS = ("healthy_f32", "repetition_112", "presence_06", "frequency_03", "min_p_05", "temperature_and_top_p")
+
+
+@pytest.mark.parametrize(("name", "count"), [(n, c) for n in SETTINGS for c in (4, 9)])
+def test_few_tokens_of_a_hidden_setting_never_give_a_confident_wrong_verdict(name: str, count: int) -> None:
+    verdict = judged(name, count=count)
     assert not verdict.confident or verdict.verdict == GENERATED[name][0]
 
 

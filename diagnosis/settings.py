@@ -9,6 +9,7 @@ token that rare, and a penalty does not move what is rarer than the SEEN likelie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -28,6 +29,9 @@ EDGE_MASS = 0.004
 
 EDGE_NATS = 0.02
 """The same for min-p, in nats around its threshold."""
+
+OWN_MASS, OWN_NATS = 0.03, 0.15
+"""A sampled token outside the kept set by less than this was inside the engine's: nobody samples what is not kept, so it is the roundings."""
 
 EDGE_MATTERS = 0.02
 """Only where the token at the edge carries more than this probability: rarer ones move ln S by less."""
@@ -164,15 +168,19 @@ def _truncated(mass_NM: np.ndarray, tail_N: np.ndarray, own_N: np.ndarray, *, to
     left_N = np.where(keep_NM, mass_NM, 0.0).sum(axis=1) + np.where(open_N, tail_N, 0.0)
     above_NM = np.cumsum(np.where(keep_NM, mass_NM, 0.0), axis=1)
     before_NM = (above_NM - mass_NM) / left_N[:, None]
+    keep_open_NM = keep_NM
     if (top_p_N < 1).any():
-        keep_NM &= (before_NM < top_p_N[:, None]) | (rank_M == 0)
+        keep_NM = keep_NM & (before_NM < top_p_N[:, None]) | (rank_M == 0)
     last_N = keep_NM.sum(axis=1) - 1
     rows = np.arange(last_N.size)
     kept_N = above_NM[rows, last_N]
     beyond_N = open_N & (last_N == width - 1) & (kept_N < top_p_N * left_N)  # the nucleus ends in the tail
     total_N = np.where(beyond_N, np.minimum(top_p_N, 1.0) * left_N, kept_N)
     inside_N = (own_N >= mass_NM[rows, last_N] * (1 - 1e-6)) | beyond_N
-    return inside_N, np.log(total_N), _edges(mass_NM, before_NM, last_N, top_p_N=top_p_N, min_p_N=min_p_N)
+    above_own_N = np.where(keep_open_NM & (mass_NM > own_N[:, None]), mass_NM, 0.0).sum(axis=1) / left_N
+    nearly_N = (above_own_N < top_p_N + OWN_MASS) & (own_N > min_p_N * mass_NM[:, 0] * math.exp(-OWN_NATS)) & (top_k_N <= 0)
+    edge_N = _edges(mass_NM, before_NM, last_N, top_p_N=top_p_N, min_p_N=min_p_N) | (~inside_N & nearly_N)
+    return inside_N, np.log(total_N), edge_N
 
 
 def _edges(mass_NM: np.ndarray, before_NM: np.ndarray, last_N: np.ndarray, *, top_p_N: np.ndarray, min_p_N: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ def test_the_strength_of_a_hidden_setting_is_estimated(name: str) -> None:
         assert found[setting] == pytest.approx(truth, abs=within)
 
 
-@pytest.mark.parametrize("count", [6, 10, 16])
+@pytest.mark.parametrize("count", [3, 6, 10, 16])
 def test_a_stale_cache_on_few_bf16_tokens_is_never_taken_for_a_position(count: int) -> None:
     verdict = judged("stale_prefix_cache", count=count)
     assert verdict.verdict != "position_dependent"

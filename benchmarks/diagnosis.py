@@ -22,7 +22,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__fi
 TRUTH = {
     "healthy_f32": "healthy", "bos_doubled": "prompt_mismatch", "bos_missing": "prompt_mismatch", "system_dropped": "prompt_mismatch",
     "system_added": "prompt_mismatch", "position_56": "position_dependent", "corrupted": "corrupted_requests", "raw_and_stale": "raw_logprobs",
-    "repetition_112": "penalties", "presence_06": "penalties", "frequency_03": "penalties", "min_p_05": "truncation", "temperature_and_top_p": "truncation",
+    "repetition_112": "penalties", "presence_06": "penalties", "frequency_03": "penalties", "min_p_05": "truncation", "temperature_and_top_p": "temperature",
     "top_p_and_bos": "truncation", "lora_not_applied": "lora_not_applied", "int8": "quantization",
 }
 """Case → the cause that was made; of a pair the first one."""

@@ -36,7 +36,7 @@ GENERATED = {
     "corrupted": ("corrupted_requests", {"requests": ["corrupted-3", "corrupted-11"]}),
     "raw_and_stale": ("raw_logprobs", {"with": "stale_weights", "version": "1"}),
     "repetition_112": ("penalties", {}), "presence_06": ("penalties", {}), "frequency_03": ("penalties", {}), "min_p_05": ("truncation", {}),
-    "temperature_and_top_p": ("truncation", {"with": "temperature"}),
+    "temperature_and_top_p": ("temperature", {"with": "truncation"}),
 }
 """Made by generate.py, float32 on both sides: cause and some of its parameters."""
 

@@ -118,6 +118,7 @@ class Candidates:
             rows = np.flatnonzero(cut)
             kept, log_mass_N[rows], edge_N[rows] = _truncated(
                 _sorted(weights_NM[rows] / whole_N[rows, None], already=plain), tail_N[rows] / whole_N[rows], np.exp(logprobs_N[rows]),
+                least_N=np.exp((self._unseen_NC[rows, -1] - self._top_N[rows]) / scale_N[rows] - highest_N[rows]) / whole_N[rows],
                 top_k_N=rules.top_k[rows], top_p_N=rules.top_p[rows], min_p_N=rules.min_p[rows])
             logprobs_N[rows] = np.where(kept, logprobs_N[rows] - log_mass_N[rows], -np.inf)
         return Kept(logprobs=logprobs_N, log_mass=log_mass_N, edge=edge_N)
@@ -157,9 +158,10 @@ def _at_own(spline: CubicSpline, beta_N: np.ndarray) -> np.ndarray:
     return out_N
 
 
-def _truncated(mass_NM: np.ndarray, tail_N: np.ndarray, own_N: np.ndarray, *, top_k_N: np.ndarray, top_p_N: np.ndarray,
-               min_p_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(is the sampled token kept, ln of the kept mass, is the edge undecided) [N]. `mass_NM`: probabilities, descending; `own_N`: the sampled token's."""
+def _truncated(mass_NM: np.ndarray, tail_N: np.ndarray, own_N: np.ndarray, *, least_N: np.ndarray, top_k_N: np.ndarray,
+               top_p_N: np.ndarray, min_p_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(is the sampled token kept, ln of the kept mass, is the edge undecided) [N]. `mass_NM`: probabilities, descending; `own_N`: the sampled token's; `least_N`: below it
+    candidates are missing."""
     width, rank_M = mass_NM.shape[1], np.arange(mass_NM.shape[1])
     keep_NM = mass_NM >= (min_p_N * mass_NM[:, 0])[:, None]
     k_N = np.where(top_k_N > 0, top_k_N, width + 1)
@@ -174,7 +176,8 @@ def _truncated(mass_NM: np.ndarray, tail_N: np.ndarray, own_N: np.ndarray, *, to
     last_N = keep_NM.sum(axis=1) - 1
     rows = np.arange(last_N.size)
     kept_N = above_NM[rows, last_N]
-    beyond_N = open_N & (last_N == width - 1) & (kept_N < top_p_N * left_N)  # the nucleus ends in the tail
+    short_N = (last_N == width - 1) & (kept_N < top_p_N * left_N)
+    beyond_N = open_N & (short_N | (mass_NM[rows, last_N] < least_N))  # the nucleus ends in the tail
     total_N = np.where(beyond_N, np.minimum(top_p_N, 1.0) * left_N, kept_N)
     inside_N = (own_N >= mass_NM[rows, last_N] * (1 - 1e-6)) | beyond_N
     above_own_N = np.where(keep_open_NM & (mass_NM > own_N[:, None]), mass_NM, 0.0).sum(axis=1) / left_N

@@ -33,6 +33,7 @@ GENERATED = {
     "system_added": "prompt_mismatch", "position_56": "position_dependent", "corrupted": "corrupted_requests", "gen_raw_and_stale": "raw_logprobs",
     "gen_top_p_and_bos": "truncation", "gen_lora_not_applied": "lora_not_applied", "int8": "quantization",
     "fp8": "quantization", "fp8_kv": "quantization", "bf16": "healthy", "update_within": "policy_lag",
+    "repetition_112": "penalties", "presence_06": "penalties", "frequency_03": "penalties", "min_p_05": "truncation", "temperature_and_top_p": "temperature",
 }
 """Case of generate.py (behind "gen_" where record.py has one of that name) → the cause that was made; of a pair the first one."""
 

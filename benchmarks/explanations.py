@@ -166,7 +166,7 @@ def judge_all(options: argparse.Namespace) -> None:
     from detectors.bank import Bank
     from detectors.config import DetectorsConfig
     from detectors.gains import rollout_gains
-    from klaxon.shadow_views import HEAD_VIEWS
+    from klaxon.shadow_views import HEAD_VIEWS, with_bet_views
 
     torch.set_num_threads(1)
     shadow, config = ShadowConfig(body_dtype=options.trainer, threads=1), DetectorsConfig()
@@ -175,7 +175,7 @@ def judge_all(options: argparse.Namespace) -> None:
     for path in sorted(options.folder.glob("*.jsonl")):
         rollouts = [item for item in read_rollouts(path) if isinstance(item, Rollout)]
         bank = Bank(config, batch_seconds=120)
-        gains = [rollout_gains(item, score, config) for item, score in zip(rollouts, scorer.score(rollouts, views=HEAD_VIEWS), strict=True)]
+        gains = [rollout_gains(item, score, config) for item, score in zip(rollouts, with_bet_views(rollouts, scorer.score(rollouts, views=HEAD_VIEWS)), strict=True)]
         highest, paged = -math.inf, None
         for t, start in enumerate(range(0, len(gains), options.batch)):
             total: dict[str, float] = defaultdict(float)

@@ -1,7 +1,8 @@
 """Tier 1: join what the trainer says to the rollouts the engine reported, whichever comes first.
 
 By request id where both sides know it, else by the tokens themselves (the same words twice are told apart by taking the
-oldest rollout first; their logprobs agree anyway, for they have the same context). Both sides wait in memory, bounded.
+oldest rollout first; their logprobs agree anyway, for they have the same context). What has waited in vain is matched by a long completion
+alone: then the two sides have different prompts (diagnosis/exact_ids.py says so). Both sides wait in memory, bounded.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Generic, TypeVar
 
 from collector.errors import InputError
 from collector.records import Rollout
-from collector.sources.trainer_logprobs import TrainerWord, content_key
+from collector.sources.trainer_logprobs import TrainerWord, completion_key, content_key
 
 Extra = TypeVar("Extra")
 
@@ -40,6 +41,7 @@ class Join(Generic[Extra]):
         self._serial = 0
         self._by_id: dict[str, int] = {}
         self._by_content: dict[str, deque[int]] = defaultdict(deque)
+        self._by_completion: dict[str, int] = {}
         self._early: deque[tuple[float, TrainerWord]] = deque()
         self.counts: Counter[str] = Counter()
 
@@ -52,6 +54,8 @@ class Join(Generic[Extra]):
         self._rollouts[self._serial] = waiting
         self._by_id[rollout.request_id] = self._serial
         self._by_content[waiting.content].append(self._serial)
+        if (completion := completion_key(rollout.completion_tokens_T)) is not None:
+            self._by_completion[completion] = self._serial
         while len(self._rollouts) > self._limit or (self._tokens > self._limit_tokens and len(self._rollouts) > 1):
             self._forget(*self._rollouts.popitem(last=False))
 
@@ -67,9 +71,10 @@ class Join(Generic[Extra]):
         found: list[tuple[Rollout, Extra] | InputError] = []
         still: deque[tuple[float, TrainerWord]] = deque()
         for at, side in self._early:
-            waiting = self._find(side)
+            waited = now - at > self._patience
+            waiting = self._find(side) or (self._find_by_completion(side) if waited else None)
             if waiting is None:
-                if now - at > self._patience:
+                if waited:
                     self.counts["trainer_unmatched"] += 1
                 else:
                     still.append((at, side))
@@ -99,10 +104,18 @@ class Join(Generic[Extra]):
             serial = next((one for one in serials if not self._rollouts[one].joined), serials[0] if serials else None)
         return self._rollouts.get(serial) if serial is not None else None
 
+    def _find_by_completion(self, side: TrainerWord) -> _Waiting[Extra] | None:
+        completion = None if side.completion_T is None or side.request_id is not None else completion_key(side.completion_T)
+        found = self._rollouts.get(self._by_completion.get(completion, -1)) if completion is not None else None
+        return None if found is None or found.joined else found
+
     def _forget(self, serial: int, waiting: _Waiting[Extra]) -> None:
         self._tokens -= _size(waiting.rollout)
         if self._by_id.get(waiting.rollout.request_id) == serial:
             del self._by_id[waiting.rollout.request_id]
+        completion = completion_key(waiting.rollout.completion_tokens_T)
+        if completion is not None and self._by_completion.get(completion) == serial:
+            del self._by_completion[completion]
         serials = self._by_content[waiting.content]
         serials.remove(serial)
         if not serials:

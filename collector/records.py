@@ -89,6 +89,8 @@ class Rollout:
     traffic: Traffic = "unknown"
     reward: float | None = None
     trainer_logprobs_T: np.ndarray | None = None  # float32 [T] nats, as the trainer recomputed them
+    trainer_prompt_P: np.ndarray | None = None  # int32, the prompt as the trainer has it; None = not said
+    trainer_completion_T: np.ndarray | None = None  # int32, the completion as the trainer has it; None = not said. Its logprobs belong to these
     trainer_version: str | None = None  # the weights the trainer recomputed them with
     loss_mask_T: np.ndarray | None = None  # bool [T]; True = the trainer learns from this token; None = unknown
     dropped: bool | None = None  # did the trainer drop this rollout (a group without spread, a filter); None = unknown
@@ -127,7 +129,7 @@ class Score:
     """The trainer's logprobs for one rollout, one array a view. `source` says whose they are."""
 
     request_id: str
-    views: Mapping[str, np.ndarray]  # view name → float32 [T] nats; "expected" is always there; NaN = not scored
+    views: Mapping[str, np.ndarray]  # view name → float32 [T] nats; "expected" is always there; NaN = not scored; wide views [T, D]
     entropy_T: np.ndarray | None = None  # float32 [T] nats, of the expected view
     scored_mask_T: np.ndarray | None = None  # bool [T]; False = version not loaded or not sampled: counted, left out
     version: str | None = None

@@ -62,7 +62,7 @@ class Bench(Heads):
             raise _nothing_scored(rollouts, scorer)
         kept = {id(rollout) for rollout in sheet.rollouts}
         own = [score for rollout, score in zip(rollouts, scores, strict=True) if id(rollout) in kept]
-        super().__init__(sheet, own, lambda views: scorer.score(sheet.rollouts, views=views), config=config)
+        super().__init__(sheet, own, config=config)
         self.left_out_rollouts = len(rollouts) - len(sheet.rollouts)
         self.variants: dict[str, Variant] = {}
         """What was tried, in order, by `Variant.name`; pairs.py asks the sampler's explanations of them again."""
@@ -78,9 +78,8 @@ class Bench(Heads):
     def marks(self) -> Marks:
         """Where a prompt's parts begin: as given, else from the model folder of the newest version."""
         if self._marks is None:
-            shelf = getattr(self.scorer, "shelf", None)
-            known = shelf.know(self.versions[-1]) if shelf is not None and self.versions else None
-            self._marks = Marks() if known is None else marks_of(known.base or known.path)
+            folder = folder_of(self.scorer, self.versions)
+            self._marks = Marks() if folder is None else marks_of(folder)
         return self._marks
 
     def is_adapter(self, rollout: Rollout) -> bool:
@@ -140,13 +139,16 @@ class Bench(Heads):
         return flat_N
 
     def heads_under(self, variant: Variant) -> Heads:
-        """Every head view with the variant in place; costs one more pass, and one more for its dear views."""
-        def more(views: Mapping[str, Any]) -> list[Score]:
-            own = {} if len(variant.rollouts) == len(self.sheet.rollouts) else dict(enumerate(self.scorer.score(self.sheet.rollouts, views=views)))
-            return [score for _, score in sorted((own | self._scores_of(variant, views)).items())]
-
+        """Every sampler setting with the variant in place; costs one more pass of its rollouts."""
         scores = dict(enumerate(self._scores)) | self._scores_of(variant, head_views(self.config))
-        return Heads(self.sheet, [score for _, score in sorted(scores.items())], more, config=self.config)
+        return Heads(self.sheet, [score for _, score in sorted(scores.items())], config=self.config)
+
+    def heads_of(self, variant: Variant) -> Heads | None:
+        """The same of the variant's own rollouts alone; None when some token of them could not be scored."""
+        scores = self._scores_of(variant, head_views(self.config))
+        own = sorted(scores)
+        heads = Heads(self.sheet.part(own), [scores[i] for i in own], config=self.config)
+        return None if not own or np.isnan(heads.view("expected")).any() else heads
 
     def _scores_of(self, variant: Variant, views: Mapping[str, Any]) -> dict[int, Score]:
         found: dict[int, Score] = {}
@@ -185,6 +187,13 @@ class Bench(Heads):
         """Index of the oldest version that generated the rollout; None when unknown."""
         places = [self.versions.index(span.version) for span in rollout.weight_versions if span.version in self.versions]
         return min(places, default=None)
+
+
+def folder_of(scorer: Scorer, versions: Sequence[str]) -> str | None:
+    """The model folder of the newest version, of an adapter its base; None for a scorer without a shelf."""
+    shelf = getattr(scorer, "shelf", None)
+    known = shelf.know(versions[-1]) if shelf is not None and versions else None
+    return None if known is None else known.base or known.path
 
 
 def _by_arguments(variant: Variant) -> list[tuple[dict[str, str], list[int]]]:

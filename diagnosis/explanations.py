@@ -6,6 +6,7 @@ is predicted by a parameter that never saw it. `EXPLANATIONS` is the registry: c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,22 +18,21 @@ from collector.records import Rollout
 from diagnosis.audit import transforms
 from diagnosis.bench import Bench, Variant
 from diagnosis.head_precision import head_precision
-from diagnosis.heads import PENALTIES, TRUNCATIONS, Heads, name_of
+from diagnosis.heads import Heads
 from diagnosis.prediction import Prediction
+from diagnosis.profiles import OUTSIDE_SHARE, fitted
 from diagnosis.projection import projection
 from diagnosis.prompts import edits
 from diagnosis.quantised import quantization
+from diagnosis.screening import promising
+from diagnosis.sheet import Sheet
 from diagnosis.updates import policy_lag
-
-OUTSIDE_SHARE = 0.01
-"""An explanation under which more of the sampled tokens than this were impossible is refuted; a few boundary tokens are not."""
-
 
 MAX_EDITS = 6
 """Prompt edits tried at most, those that concern most rollouts."""
 
-SCREENED_ROLLOUTS, MAX_FULL = 4, 2
-"""All of them on this many rollouts, the best on all."""
+MAX_FULL = 2
+"""All of them on a few rollouts, the best on all."""
 
 
 def healthy(bench: Bench) -> Prediction:
@@ -61,22 +61,50 @@ def temperature(bench: Heads) -> Prediction | None:
     values_N = np.where(sheet.fold_N == 0, bench.at_temperature(chosen[1]), bench.at_temperature(chosen[0]))
     best = float(grid_F[int(error_FN.sum(axis=1).argmin())])
     stable = abs(np.log(chosen[0] / chosen[1])) < 0.1
-    declared = sorted({r.sampling.temperature for r in sheet.rollouts if r.sampling.temperature is not None})
-    said = ", ".join(f"{t:g}" for t in declared) or "undeclared"
     return Prediction(
         cause="temperature", values_N=values_N, parameters={"temperature": round(best, 3)}, stable=stable,
-        evidence=(f"reports fit T = {best:.2f} best ({chosen[0]:.2f} and {chosen[1]:.2f} on the two halves); the trainer assumes {said}",),
+        evidence=(f"reports fit T = {best:.2f} best ({chosen[0]:.2f} and {chosen[1]:.2f} on the two halves); the trainer assumes {assumed(sheet, 'temperature')}",),
     )
 
 
 def truncation(bench: Heads) -> Prediction | None:
-    """Another top-p, top-k or min-p than the trainer assumes, renormalised over the kept tokens."""
-    return _best_of("truncation", {name_of(s): (bench.setting(s), s) for s in TRUNCATIONS}, bench)
+    """A top-p, top-k or min-p the trainer does not know of, renormalised over the kept tokens; its strength is fitted."""
+    found = _fitted("truncation", ("top_p", "top_k", "min_p"), bench)
+    return found and replace(found, evidence=(*found.evidence, *_kept_set(bench, found)))
 
 
 def penalties(bench: Heads) -> Prediction | None:
-    """A repetition penalty the trainer does not know of."""
-    return _best_of("penalties", {name_of(s): (bench.setting(s), s) for s in PENALTIES}, bench)
+    """A repetition, presence or frequency penalty the trainer does not know of; its strength is fitted."""
+    return _fitted("penalties", ("repetition_penalty", "presence_penalty", "frequency_penalty"), bench)
+
+
+def _fitted(cause: str, names: tuple[str, ...], bench: Heads) -> Prediction | None:
+    if bench.candidates is None:
+        return None
+    found = fitted(bench.sheet, names, bench.setting, assumed=lambda name: assumed(bench.sheet, name))  # type: ignore[arg-type]
+    return found and Prediction(cause=cause, values_N=found.values_N, parameters=found.settings, stable=found.stable, evidence=(found.text,))
+
+
+def _kept_set(bench: Heads, found: Prediction) -> tuple[str, ...]:
+    """What the kept set's mass adds to the reports, and the tokens left out of the residual."""
+    if bench.candidates is None:
+        return ()
+    sheet, kept, plain_N = bench.sheet, bench.candidates.under(found.parameters), bench.candidates.under({}).logprobs
+    use_N = np.isfinite(kept.logprobs) & np.isfinite(plain_N)
+    above = float((sheet.engine_N - plain_N)[use_N].mean()) if use_N.any() else math.nan
+    texts = [f"reports lie {above:+.4f} nats above the whole distribution's; the kept set's mass S explains {-float(kept.log_mass[use_N].mean()):+.4f} (mean −ln S)"]
+    if edge := int(np.isnan(found.values_N).sum()):
+        left = sheet.residual(kept.logprobs, kept.edge)
+        texts.append(f"{edge} tokens at the edge of the kept set are scored apart" + (f" ({left:.4f} nats)" if math.isfinite(left) else ""))
+    if outside := int(np.isneginf(found.values_N).sum()):
+        texts.append(f"{outside} sampled tokens lie outside the kept set and are left out of the residual")
+    return tuple(texts)
+
+
+def assumed(sheet: Sheet, name: str) -> str:
+    """What the trainer declares of a setting, in words."""
+    declared = sorted({value for r in sheet.rollouts if (value := getattr(r.sampling, name)) is not None})
+    return ", ".join(f"{value:g}" for value in declared) or "undeclared"
 
 
 def stale_weights(bench: Bench) -> Prediction | None:
@@ -119,15 +147,17 @@ def lora_not_applied(bench: Bench) -> Prediction | None:
 
 def prompt_mismatch(bench: Bench) -> Prediction | None:
     """The engine saw another prompt: BOS, system turn or generation prompt more or less than recorded."""
-    variants: dict[str, dict[int, Rollout]] = {}
+    edited: dict[str, dict[int, Rollout]] = {}
     for i, rollout in enumerate(bench.sheet.rollouts):
         for name, ids_P in edits(rollout.prompt_tokens_P, bench.marks).items():
-            variants.setdefault(name, {})[i] = replace(rollout, prompt_tokens_P=ids_P)
+            edited.setdefault(name, {})[i] = replace(rollout, prompt_tokens_P=ids_P)
+    variants = [Variant(cause="prompt_mismatch", parameters={"engine_prompt": name}, rollouts=rollouts)
+                for name, rollouts in sorted(edited.items(), key=lambda item: -len(item[1]))[:MAX_EDITS]]
     found = {}
-    for name, rollouts in _screened(bench, variants).items():
-        values_N = bench.under(Variant(cause="prompt_mismatch", parameters={"engine_prompt": name}, rollouts=rollouts))
+    for variant in promising(bench, variants, MAX_FULL):
+        values_N = bench.under(variant)
         if values_N is not None:
-            found[name] = (values_N, {"engine_prompt": name})
+            found[str(variant.parameters["engine_prompt"])] = (values_N, variant.parameters)
     best = _best_of("prompt_mismatch", found, bench)
     if best is None:
         return None
@@ -136,19 +166,6 @@ def prompt_mismatch(bench: Bench) -> Prediction | None:
     first = bench.sheet.residual(bench.view("expected"), first_N)
     return replace(best, evidence=(*best.evidence, f"residual if the engine's prompt had, nats: {tried}",
                                    f"as recorded, the first completion tokens are off by {first:.4f} nats on average"))
-
-
-def _screened(bench: Bench, variants: Mapping[str, Mapping[int, Rollout]]) -> dict[str, Mapping[int, Rollout]]:
-    """The MAX_FULL edits that leave least on a few rollouts of one fold; a full pass of each would cost more than it tells."""
-    first = {int(i) for i in np.unique(bench.sheet.rollout_N[bench.sheet.fold_N == 0])[:SCREENED_ROLLOUTS]}
-    within_N = np.isin(bench.sheet.rollout_N, list(first))
-    left = {}
-    for name, rollouts in sorted(variants.items(), key=lambda item: -len(item[1]))[:MAX_EDITS]:
-        few = {i: rollout for i, rollout in rollouts.items() if i in first}
-        values_N = bench.under(Variant(cause="prompt_mismatch", parameters={"engine_prompt": name}, rollouts=few), keep=False)
-        if values_N is not None:
-            left[name] = bench.sheet.residual(values_N, within_N)
-    return {name: variants[name] for name in sorted(left, key=lambda name: left[name])[:MAX_FULL]}
 
 
 def _best_of(cause: str, variants: Mapping[str, tuple[np.ndarray, Mapping[str, Any]]], bench: Heads) -> Prediction | None:
@@ -185,7 +202,7 @@ OLDER = ("stale_weights", "stale_prefix_cache", "lora_not_applied")
 """Each older version, and the base model of adapters, costs a pass through its own weights: not asked once a head view explains the tokens."""
 
 DEAR = ("truncation", "penalties")
-"""Asked only when the others leave something unexplained: their views cost as much as all the others together."""
+"""Asked only when the others leave something unexplained: no pass, but a fit of six settings."""
 
 UPDATES = ("policy_lag",)
 """Asked while the tokens are off and none of the above explains them, before their parts are looked at: an update in mid-rollout begins late too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from collector.records import Rollout
@@ -11,7 +12,7 @@ from diagnosis.bench import Bench, Scorer
 FloorOf = Callable[[Sequence[Rollout]], float]
 """Some rollouts → mean |logp_low − logp_float32| of the shadow on them, nats."""
 
-FLOOR_TOKENS = 700
+FLOOR_TOKENS = 320
 LOW = ("bfloat16", "float16")
 
 
@@ -40,10 +41,18 @@ def _some(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 
 def _of_scorer(scorer: Scorer, bench: Bench) -> FloorOf:
-    from collector.shadow.floor import intrinsic_floor
+    """The other precision scores the rollouts anew; the shadow's own is on the bench already, where their one version is at hand."""
+    from collector.shadow.floor import gap_to, intrinsic_floor
 
     def measure(rollouts: Sequence[Rollout]) -> float:
-        weights = scorer.shelf.know(bench.versions[-1])  # type: ignore[attr-defined]
-        return intrinsic_floor(rollouts, weights=weights, config=scorer.config).nats  # type: ignore[attr-defined]
+        shelf, config = scorer.shelf, scorer.config  # type: ignore[attr-defined]
+        counts = Counter(rollout.version for _, rollout, _ in bench.compared if rollout.version is not None)
+        weights = shelf.know(counts.most_common(1)[0][0]) if counts else None
+        if weights is None:
+            return intrinsic_floor(rollouts, weights=shelf.know(bench.versions[-1]), config=config).nats
+        own = {id(rollout): score.views["expected"] for _, rollout, score in bench.compared if rollout.version == weights.version}
+        some = _some([rollout for _, rollout, _ in bench.compared if id(rollout) in own])
+        other = "bfloat16" if config.body_dtype == "float32" else "float32"
+        return gap_to([own[id(rollout)] for rollout in some], some, weights=weights, config=config, dtype=other).nats
 
     return measure

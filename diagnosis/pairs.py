@@ -9,29 +9,23 @@ from dataclasses import replace
 
 from diagnosis.bench import Bench, Variant
 from diagnosis.explanations import EXPLANATIONS, Prediction
+from diagnosis.screening import promising
 
-CHEAP_SAMPLER = ("raw_logprobs", "temperature")
-DEAR_SAMPLER = ("truncation", "penalties")
+SAMPLER = ("raw_logprobs", "temperature", "truncation", "penalties")
 PASS_CAUSES = ("stale_weights", "stale_prefix_cache", "lora_not_applied", "prompt_mismatch")
 MAX_PASSES = 3
-MAX_DEAR_PASSES = 1
 
 
 def pairs(bench: Bench) -> list[Prediction]:
-    """The best pair of every (sampler cause, pass cause) over the passes that leave least by themselves.
+    """The best pair of every (sampler cause, pass cause) over the passes that leave least by themselves, if a few rollouts are promising.
 
-    Each pass costs one more forward for its sampler views; the best MAX_DEAR_PASSES also one for truncation and penalties.
+    Each pass costs one more forward for its sampler settings.
     """
-    tried = {name: variant for name, variant in bench.variants.items() if variant.cause in PASS_CAUSES}
-    alone = {name: bench.sheet.residual(values_N) for name, variant in tried.items() if (values_N := bench.under(variant)) is not None}
-    heads = {name: bench.heads_under(tried[name]) for name in sorted(alone, key=lambda name: alone[name])[:MAX_PASSES]}
+    tried = [variant for variant in bench.variants.values() if variant.cause in PASS_CAUSES]
     found = []
-    for name, head in heads.items():
-        found += [_pair(EXPLANATIONS[cause](head), tried[name], head) for cause in CHEAP_SAMPLER]
-    best = sorted(heads, key=lambda name: min(bench.sheet.residual(one.values_N) for one in found if one is not None and one.heads is heads[name])
-                  if any(one is not None and one.heads is heads[name] for one in found) else alone[name])
-    for name in best[:MAX_DEAR_PASSES]:
-        found += [_pair(EXPLANATIONS[cause](heads[name]), tried[name], heads[name]) for cause in DEAR_SAMPLER]
+    for variant in promising(bench, tried, MAX_PASSES):
+        head = bench.heads_under(variant)
+        found += [_pair(EXPLANATIONS[cause](head), variant, head) for cause in SAMPLER]  # type: ignore[arg-type]
     return _best_of_each(bench, [one for one in found if one is not None])
 
 

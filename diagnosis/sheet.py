@@ -59,6 +59,10 @@ class Sheet:
                 kept.append((rollout, use_T))
         return cls([rollout for rollout, _ in kept], [use_T for _, use_T in kept])
 
+    def part(self, rollouts: Sequence[int]) -> Sheet:
+        """The sheet of some of its rollouts, by index."""
+        return Sheet([self.rollouts[i] for i in rollouts], [self._use[i] for i in rollouts])
+
     @property
     def tokens(self) -> int:
         """N."""
@@ -68,6 +72,10 @@ class Sheet:
         """Per-rollout arrays [T] of this sheet's rollouts, in its order, as one float64 array [N]."""
         parts = [np.asarray(row, dtype=np.float64)[mask] for row, mask in zip(rows, self._use, strict=True)]
         return np.concatenate(parts) if parts else np.empty(0)
+
+    def wide(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Per-rollout arrays [T, D] of this sheet's rollouts, in its order, as one array [N, D]."""
+        return np.concatenate([row[mask] for row, mask in zip(rows, self._use, strict=True)])
 
     def residual(self, predicted_N: np.ndarray, within_N: np.ndarray | None = None) -> float:
         """mean |e − predicted|, nats, over tokens the prediction allows (finite); inf without any."""

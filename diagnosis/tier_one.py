@@ -12,6 +12,7 @@ from itertools import groupby
 
 from collector import signals
 from collector.records import Rollout, SliceStats
+from diagnosis.exact_ids import compare_ids
 from diagnosis.file_report import Finding
 
 BANDS = {"float32": 0.002, "float16": 0.02, "bfloat16": 0.05}
@@ -31,7 +32,10 @@ _KEYS: dict[str, Callable[[SliceStats], str]] = {
 
 
 def tier_one_findings(rollouts: Sequence[Rollout], slices: Sequence[SliceStats]) -> Iterator[Finding]:
-    """Findings from the trainer's logprobs; nothing when the file carries none."""
+    """Findings from the trainer's token ids and logprobs; nothing when the file carries none."""
+    ids = compare_ids(rollouts)
+    if ids is not None:
+        yield Finding(state="wrong", topic="token ids", text=ids.texts[0], details=ids.texts[1:])
     if not slices:
         return
     values = signals.metrics(signals.total(slices))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from collector.errors import KlaxonError
 from collector.records import Diagnosis, Drift
+from diagnosis.exact_ids import ENOUGH_SHARE, compare_ids
 from diagnosis.impact import impact
 from diagnosis.quick import quick_diagnosis
 from diagnosis.shape import shape_of
@@ -68,11 +69,14 @@ class Diagnostician:
             self._submit()
 
     def _weigh(self, drift: Drift) -> None:
-        """Tier 0 and 1: what the alarm is worth, beside the first guess at its cause."""
+        """Tier 0 and 1: what the alarm is worth, beside the first guess at its cause; token ids that differ are no guess."""
         recent = list(self.worker.recent)
+        ids = compare_ids([item.rollout for item in recent if item.t >= drift.change_t[1]])
+        exact = ids.verdict() if ids is not None and ids.share >= ENOUGH_SHARE else None
         for incident in self.alerts.open_incidents():
-            if incident.diagnosis is not None and incident.drifts[0].kind == "statistical":
-                self.alerts.attach_diagnosis(incident.id, self._weighed(incident.diagnosis, recent, drift), now=time.time())
+            found = exact and self._addressed(exact) or incident.diagnosis
+            if found is not None and incident.drifts[0].kind == "statistical":
+                self.alerts.attach_diagnosis(incident.id, self._weighed(found, recent, drift), now=time.time())
 
     def _weighed(self, found: Diagnosis, recent: Sequence[Scored], drift: Drift) -> Diagnosis:
         """The diagnosis with its impact since the change, and with the known faults its shape resembles."""

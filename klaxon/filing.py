@@ -80,6 +80,7 @@ class Filing:
                 refused.append(found)
                 continue
             rollout, shadow = found
+            self._note_ids(rollout)
             t = self.builder.window_of(now, now=now)
             counts = Counter(joined=1)
             slices = (*(populations.served(rollout, None, self.config.signals) if shadow is None else ()),
@@ -91,6 +92,15 @@ class Filing:
             self._note_trainer(rollout)
             self._add(t, slices=slices, counts=counts, gains=gains)
         return compared, refused
+
+    def _note_ids(self, rollout: Rollout) -> None:
+        """The trainer's own token ids, where it said them, on the rollout kept for diagnosis."""
+        if rollout.trainer_prompt_P is None and rollout.trainer_completion_T is None:
+            return
+        for place, item in enumerate(self.recent):
+            if item.rollout.request_id == rollout.request_id:
+                self.recent[place] = replace(item, rollout=replace(item.rollout, trainer_prompt_P=rollout.trainer_prompt_P,
+                                                                   trainer_completion_T=rollout.trainer_completion_T))
 
     def _judged(self, t: int, rollout: Rollout, shadow: Score | None, slices: Iterable[SliceStats],
                 counts: Counter[str]) -> Score | None:

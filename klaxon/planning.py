@@ -16,7 +16,7 @@ USABLE_MEMORY = 0.92  # the rest: CUDA context, allocator
 DISK_BYTES_PER_SECOND = 2e9  # safetensors from a shared file system into the GPU
 LOADING_SHARE = 0.25  # of the time that may go into loading versions
 SLICE_BYTES, ROLLOUT_BYTES, BATCH_BYTES = 590, 68, 30_000  # DuckDB on disk, measured with the real store
-HEAD_VIEWS = 22  # softmaxes of a rollout's own pass: expected, raw, seven temperatures, entropy, and five settings of two or three each
+HEAD_VIEWS = 7  # softmaxes of a rollout's own pass: expected, entropy, and the wide view that holds every sampler setting, worth five
 SLICES_PER_REPLICA = 4  # position buckets × cache hit × version, as a rule filled
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 

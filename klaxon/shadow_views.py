@@ -7,23 +7,49 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from collector.errors import Unavailable
 from collector.populations import NEWEST_VIEW
 from collector.records import Rollout, Score
+from collector.shadow.candidates import candidates
 from collector.shadow.scorer import ShadowScorer
-from collector.shadow.views import ALWAYS, VIEWS, processed, temperature_views
+from collector.shadow.views import VIEWS
 from collector.weights.shelf import WeightShelf
+from diagnosis.settings import Candidates, Rules
 
+WIDE = "candidates"
 HIDDEN_SETTINGS = {
+    **{f"temperature:{value:g}": {"temperature": value} for value in (0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2)},
     "truncation:top_p=0.9": {"top_p": 0.9}, "truncation:min_p=0.05": {"min_p": 0.05}, "truncation:top_k=20": {"top_k": 20},
     "penalties:repetition=1.1": {"repetition_penalty": 1.1}, "penalties:presence=0.5": {"presence_penalty": 0.5},
 }
 """What a generation_config.json puts in behind the trainer's back; a neighbour of the true setting earns too, the diagnosis estimates it."""
 
-HEAD_VIEWS = {**ALWAYS, **temperature_views(grid=(0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2)), **{name: processed(**one) for name, one in HIDDEN_SETTINGS.items()}}
-"""Bet on at every rollout: the same forward pass and head, no pass of their own."""
+HEAD_VIEWS = {"expected": VIEWS["expected"], WIDE: candidates}
+"""One forward pass; the wide view holds what every other setting needs."""
 OLD_KV_LAG = 4  # weight versions
 EXPECTED = {"expected": VIEWS["expected"]}
+
+
+def with_bet_views(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list[Score]:
+    """The scores of HEAD_VIEWS with "raw" and every hidden setting in place of the wide view, float32 [T] nats each; NaN where a token was not
+    scored, or roundings decide whether the setting keeps it."""
+    sizes = [rollout.n_tokens for rollout in rollouts]
+    rollout_of_N = np.repeat(np.arange(len(rollouts)), sizes)
+    wide_ND = np.concatenate([score.views[WIDE] for score in scores])
+    known_N = np.isfinite(np.concatenate([score.views["expected"] for score in scores])) & ~np.isnan(wide_ND).any(axis=1)
+    views = {name: np.full(rollout_of_N.size, np.nan, np.float32) for name in ("raw", *HIDDEN_SETTINGS)}
+    if known_N.any():
+        wide = Candidates(wide_ND[known_N], Rules.of(rollouts, rollout_of_N[known_N]))
+        views["raw"][known_N] = wide.raw()
+        for name, settings in HIDDEN_SETTINGS.items():
+            kept = wide.under(settings)
+            views[name][known_N] = np.where(kept.edge, np.nan, kept.logprobs)
+    ends = np.cumsum([0, *sizes])
+    return [replace(score, views={name: values for name, values in score.views.items() if name != WIDE}
+                    | {name: values_N[start:end] for name, values_N in views.items()})
+            for score, start, end in zip(scores, ends, ends[1:], strict=False)]
 
 
 class ShadowViews:
@@ -58,7 +84,7 @@ class ShadowViews:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """One Score a rollout, in order."""
-        scores = {score.request_id: score for score in self.scorer.score(rollouts, views=HEAD_VIEWS)}
+        scores = {score.request_id: score for score in with_bet_views(rollouts, self.scorer.score(rollouts, views=HEAD_VIEWS))}
         for (name, arguments), group in self._extra_passes(rollouts).items():
             try:
                 extra = self.scorer.score(group, views=EXPECTED, **dict(arguments))

@@ -69,6 +69,17 @@ def test_made_up_logprobs_are_a_mismatch_without_a_confident_cause(tiny: Path, s
     assert code == 1 and report["verdict"] != "healthy" and report["confident"] is False
 
 
+def test_the_trainers_own_prompt_ids_are_compared_exactly(tiny: Path, small_ids: Path, tmp_path: Path) -> None:
+    trainer = tmp_path / "trainer.jsonl"
+    rows = [json.loads(line) for line in small_ids.read_text().splitlines()]
+    said = [{"request_id": row["request_id"], "prompt_token_ids": row["prompt_token_ids"][1:], "token_ids": row["token_ids"]} for row in rows]
+    trainer.write_text("".join(json.dumps(row) + "\n" for row in said))
+    code, out, _ = run("diagnose", small_ids, "--model", tiny, "--trainer", trainer, "--json")
+    report = json.loads(out)
+    assert (code, report["verdict"], report["confident"]) == (1, "prompt_mismatch", True)
+    assert report["causes"][0]["parameters"]["requests"] == 8 and "prompt index 0" in report["causes"][0]["evidence"][1]
+
+
 def test_the_temperature_may_be_declared_where_the_file_does_not_say(tiny: Path, small_ids: Path) -> None:
     silent = "".join(json.dumps({k: v for k, v in json.loads(line).items() if k != "sampling"}) + "\n" for line in small_ids.read_text().splitlines())
     small_ids.write_text(silent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from collector.records import Rollout, Score, WeightSpan
 from diagnosis.bench import Bench
+from diagnosis.compete import capped, diagnose
 from diagnosis.config import DiagnosisConfig
 from diagnosis.donors import find_donors
 from diagnosis.parts import find_part
@@ -85,6 +87,33 @@ def test_a_model_without_marks_has_no_edits_and_another_bos_is_added_not_doubled
     assert {name: ids.tolist() for name, ids in edits(np.array([5, 6]), Marks(bos=1)).items()} == {"BOS added": [1, 5, 6]}
 
 
+class TwoVersions:
+    """Version 2 is labelled; `older` is what version 1 predicts of a rollout, by its name."""
+
+    def __init__(self, labelled: Mapping[str, np.ndarray], older: Mapping[str, np.ndarray]) -> None:
+        self.labelled, self.older = labelled, older
+
+    def score(self, rollouts: Sequence[Rollout], *, views: Mapping[str, Any], version: str | None = None,
+              prefix_version: str | None = None) -> list[Score]:
+        said = self.older if version or prefix_version else self.labelled
+        return [Score(request_id=r.request_id, views=dict.fromkeys(views, said[r.request_id].astype(np.float32))) for r in rollouts]
+
+
+@pytest.mark.parametrize(("explained", "truth"), [(0.0, "position_dependent"), (0.4, "stale_weights")])
+def test_older_weights_that_help_at_all_go_before_a_position(explained: float, truth: str) -> None:
+    """Both have a break at position 48; in the second case a part of it is what older weights predict, far from the floor yet."""
+    sheet, expected_N = off_from(48, seed=1, lengths=MIXED)
+    rng = np.random.default_rng(3)
+    names = [rollout.request_id for rollout in sheet.rollouts]
+    labelled = {name: expected_N[sheet.rollout_N == i] for i, name in enumerate(names)}
+    engine = {name: sheet.engine_N[sheet.rollout_N == i] for i, name in enumerate(names)}
+    older = {name: labelled[name] + explained * (engine[name] - labelled[name]) + rng.normal(0, 0.02 * (explained == 0), 32) for name in names}
+    spans = (WeightSpan(start=0, end=32, version="2"),)
+    rollouts = [replace(rollout, weight_versions=spans) for rollout in sheet.rollouts]
+    found = diagnose(rollouts, TwoVersions(labelled, older), versions=["1", "2"], config=DiagnosisConfig(), floor=lambda _: FLOOR, marks=Marks())
+    assert found.verdict == truth and found.confident == (truth == "position_dependent")
+
+
 class ByPrompt:
     """A scorer whose logprobs depend on the prompt's second token and the index alone."""
 
@@ -132,3 +161,13 @@ def test_donors_are_sought_within_a_limit() -> None:
 def test_when_half_of_the_rollouts_are_off_they_are_no_strays() -> None:
     bench, _ = bench_of({i: 900 + i for i in range(10)})
     assert find_part(bench, FLOOR) is None
+
+
+def test_of_many_tokens_evenly_spread_rollouts_are_judged_and_the_verdict_says_so() -> None:
+    rollouts = [made(predicted(i, 30), name=f"r{i}", prompt=(1, i)) for i in range(100)]
+    config = DiagnosisConfig(max_tokens=600)
+    found = diagnose(rollouts, ByPrompt(), versions=["1"], config=config, floor=lambda _: FLOOR, marks=Marks())
+    assert (found.verdict, found.tokens) == ("healthy", 600)
+    assert "judged on 20 of 100 rollouts, evenly spread: max_tokens = 600" in found.causes[0].evidence
+    assert len(capped(rollouts, DiagnosisConfig(max_tokens=100))) == 12, "a confident verdict's rollouts stay"
+    assert [one.request_id for one in capped(rollouts, config)][:3] == ["r0", "r5", "r10"]

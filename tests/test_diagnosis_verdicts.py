@@ -6,6 +6,7 @@ these tests judge the verdicts; tests/test_command_diagnose.py runs the scorer i
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -34,6 +35,7 @@ GENERATED = {
     "system_dropped": ("prompt_mismatch", {"engine_prompt": "system prompt dropped"}), "position_56": ("position_dependent", {"position": 58}),
     "corrupted": ("corrupted_requests", {"requests": ["corrupted-3", "corrupted-11"]}),
     "raw_and_stale": ("raw_logprobs", {"with": "stale_weights", "version": "1"}), "fp8": ("quantization", {"scheme": "fp8"}),
+    "repetition_112": ("penalties", {}), "presence_06": ("penalties", {}), "frequency_03": ("penalties", {}), "min_p_05": ("truncation", {}),
 }
 """Made by generate.py, float32 on both sides (fp8: the engine in bfloat16): cause and some of its parameters."""
 
@@ -42,9 +44,11 @@ SMOL = Marks(bos=1, openers=frozenset({1}), system_role=(9690,), default_system=
 """As prompts.marks_of reads them from the model's folder."""
 
 
-def judged(name: str, *, rollouts: slice = slice(None), marks: Marks | None = None) -> Diagnosis:
+@functools.cache
+def judged(name: str, *, count: int | None = None, marks: Marks | None = None) -> Diagnosis:
+    """Of all rollouts of a case, or of the first few."""
     scorer = kept.KeptScores(HERE / f"{name}.scores.npz")
-    return diagnose(kept.rollouts_of(name)[rollouts], scorer, versions=(kept.CASES | kept.GENERATED)[name], config=DiagnosisConfig(),
+    return diagnose(kept.rollouts_of(name)[:count], scorer, versions=(kept.CASES | kept.GENERATED)[name], config=DiagnosisConfig(),
                     floor=lambda _: scorer.floor_nats, marks=marks or (SMOL if name in GENERATED else None))
 
 
@@ -66,7 +70,7 @@ def test_mixed_up_requests_name_the_donor_whose_prompt_explains_them() -> None:
 
 @pytest.mark.parametrize("count", [3, 6, 10])
 def test_few_tokens_of_a_quantised_engine_never_give_a_confident_wrong_verdict(count: int) -> None:
-    verdict = judged("fp8", rollouts=slice(0, count), marks=Marks())
+    verdict = judged("fp8", count=count, marks=Marks())
     assert not verdict.confident or verdict.verdict == "quantization"
 
 
@@ -94,13 +98,40 @@ def test_the_verdict_is_confident_on_about_700_tokens(name: str) -> None:
     assert judged(name).confident
 
 
-NOT_KEPT = {("stale_weights", 3), ("stale_prefix_cache", 3), ("stale_prefix_cache", 6), ("healthy_v2", 6)}
-"""So few tokens also ask for the truncation views, which these three files of kept scores do not hold."""
+ESTIMATES = {
+    "repetition_112": {"repetition_penalty": (1.12, 0.01)}, "presence_06": {"presence_penalty": (0.6, 0.02)}, "frequency_03": {"frequency_penalty": (0.3, 0.02)},
+    "min_p_05": {"min_p": (0.05, 0.005)}, 
+    "top_p_09": {"top_p": (0.9, 0.03)}, "repetition_115": {"repetition_penalty": (1.15, 0.03)}, "temperature_08": {"temperature": (0.8, 0.02)},
+}
+"""What generate.py and make.py hid, and how near the estimate must come."""
 
 
-@pytest.mark.parametrize(("name", "count"), [(n, c) for n in TRUTH for c in (3, 6, 10) if (n, c) not in NOT_KEPT])
+@pytest.mark.parametrize("name", ESTIMATES)
+def test_the_strength_of_a_hidden_setting_is_estimated(name: str) -> None:
+    found = judged(name).causes[0].parameters
+    for setting, (truth, within) in ESTIMATES[name].items():
+        assert found[setting] == pytest.approx(truth, abs=within)
+
+
+@pytest.mark.parametrize("count", [3, 6, 10, 16])
+def test_a_stale_cache_on_few_bf16_tokens_is_never_taken_for_a_position(count: int) -> None:
+    verdict = judged("stale_prefix_cache", count=count)
+    assert verdict.verdict != "position_dependent"
+    assert verdict.verdict in ("stale_prefix_cache", "stale_weights") or not verdict.confident
+
+
+SETTINGS = ("healthy_f32", "repetition_112", "presence_06", "frequency_03", "min_p_05")
+
+
+@pytest.mark.parametrize(("name", "count"), [(n, c) for n in SETTINGS for c in (4, 9)])
+def test_few_tokens_of_a_hidden_setting_never_give_a_confident_wrong_verdict(name: str, count: int) -> None:
+    verdict = judged(name, count=count)
+    assert not verdict.confident or verdict.verdict == GENERATED[name][0]
+
+
+@pytest.mark.parametrize(("name", "count"), [(n, c) for n in TRUTH for c in (3, 6, 10)])
 def test_less_data_never_gives_a_confident_wrong_verdict(name: str, count: int) -> None:
-    verdict = judged(name, rollouts=slice(0, count))
+    verdict = judged(name, count=count)
     assert not verdict.confident or verdict.verdict == TRUTH[name]
     if count == 3:
         assert not verdict.confident
@@ -111,10 +142,6 @@ def test_the_right_explanation_drops_the_residual_to_the_floor_and_healthy_does_
     verdict = judged("v0181_raw_t07")
     residual = {cause.cause: cause.residual_nats for cause in verdict.causes}
     assert residual["raw_logprobs"] < 2 * verdict.floor_nats < residual["healthy"] / 3
-
-
-def test_a_hidden_temperature_is_estimated() -> None:
-    assert judged("temperature_08").causes[0].parameters["temperature"] == pytest.approx(0.8, abs=0.02)
 
 
 def test_the_stale_cache_is_traced_to_the_version_its_keys_came_from() -> None:

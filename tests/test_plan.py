@@ -28,17 +28,17 @@ def test_the_cost_of_a_token_by_hand():
     one = planning.replace(R32, versions_held=1)
     body = 64e9 / 395.6e12  # 161.8 µs a token; reading 64 GB once per 4096 tokens at 3.36 TB/s takes 4.65 µs, so compute decides
     head = 2 * 152_000 * 5120 / 395.6e12  # 3.9 µs
-    views = 22 * 4 * 152_000 * 4 / 3.36e12  # 15.9 µs
-    assert planning.seconds_per_token(one) == pytest.approx(body * (1 + 500 / 16_000) + head + views, rel=1e-12) == pytest.approx(186.69e-6, rel=1e-3)
+    views = 7 * 4 * 152_000 * 4 / 3.36e12  # 5.1 µs
+    assert planning.seconds_per_token(one) == pytest.approx(body * (1 + 500 / 16_000) + head + views, rel=1e-12) == pytest.approx(175.86e-6, rel=1e-3)
     four = planning.seconds_per_token(planning.replace(R32, versions_held=3))
-    assert four == pytest.approx(4 * (body * (1 + 1 / 32) + head) + 31 / 22 * views, rel=1e-12)
+    assert four == pytest.approx(4 * (body * (1 + 1 / 32) + head) + 16 / 7 * views, rel=1e-12)
 
 
 def test_loading_decides_the_stride_and_coverage_follows_by_hand():
     """64 GB at 2 GB/s are 32 s; a quarter of 60 s are 15 s, so every 3rd version; 32 of 180 s go into loading."""
     can = planning.capacity(planning.replace(R32, versions_held=1))
     assert (can.every, can.load_seconds) == (3, 32.0) and can.loading_share == pytest.approx(32 / 180)
-    assert can.tokens_per_second == pytest.approx((1 - 32 / 180) / 186.69e-6, rel=1e-3)
+    assert can.tokens_per_second == pytest.approx((1 - 32 / 180) / 175.86e-6, rel=1e-3)
     assert can.coverage == pytest.approx(can.tokens_per_second / 128_000)
     idle = planning.capacity(planning.replace(R32, versions_held=1, replicas=1, tokens_per_second=10))
     assert idle.coverage == pytest.approx(1 / 3), "the stride bounds coverage however idle the GPU"

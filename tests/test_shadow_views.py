@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_collector_shadow import close, make_model, reference, relay, rollout, scorer
 
-from klaxon.shadow_views import OLD_KV_LAG, ShadowViews
+from collector.records import Sampling
+from collector.shadow.views import expected, processed, raw
+from klaxon.shadow_views import HEAD_VIEWS, HIDDEN_SETTINGS, OLD_KV_LAG, ShadowViews, with_bet_views
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +50,26 @@ def test_a_rollout_waits_until_its_version_is_on_the_shelf(models) -> None:
     views = ShadowViews(score, score.shelf, refresh=lambda: asked.append(1))
     assert views.can_score(rollout(1, spans=[(0, 12, "4")])) and not asked
     assert not views.can_score(rollout(1, spans=[(0, 12, "77")])) and asked
+
+
+def test_every_setting_bet_on_is_what_its_own_view_says(models) -> None:
+    """From the wide view of one pass; left out are only tokens at the edge of what a truncation keeps."""
+    items = [rollout(seed, spans=[(0, 12, "4")], sampling=Sampling(temperature=0.7)) for seed in range(8)]
+    score = scorer(models)
+    got = with_bet_views(items, score.score(items, views=HEAD_VIEWS))
+    wanted = score.score(items, views={"raw": raw} | {name: processed(**settings) for name, settings in HIDDEN_SETTINGS.items()} | {"expected": expected})
+    assert set(got[0].views) == {"expected", "raw", *HIDDEN_SETTINGS}
+    for name in got[0].views:
+        mine, its = (np.concatenate([one.views[name] for one in scores]) for scores in (got, wanted))
+        told = ~np.isnan(mine)
+        assert told.mean() > 0.8 and (told.all() or name.startswith("truncation"))
+        assert np.isneginf(mine[told]).tolist() == np.isneginf(its[told]).tolist()
+        kept = np.isfinite(mine)
+        assert np.abs(mine[kept] - its[kept]).max() < 0.01, name
+
+
+def test_tokens_without_a_loaded_version_stay_unscored_in_every_view(models) -> None:
+    half = rollout(9, spans=[(0, 6, "4"), (6, 12, "77")])
+    score = scorer(models)
+    (got,) = with_bet_views([half], score.score([half], views=HEAD_VIEWS))
+    assert all(np.isnan(values[6:]).all() and not np.isnan(values[:6]).all() for values in got.views.values())

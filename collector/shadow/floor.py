@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,15 +33,25 @@ def intrinsic_floor(rollouts: Sequence[Rollout], *, weights: WeightVersion, conf
         Unavailable: the weights cannot be loaded.
     """
     low = dtype or ("bfloat16" if config.body_dtype == "float32" else config.body_dtype)
-    rows = []
-    for body in (low, "float32"):
-        one = config.model_copy(update={"body_dtype": body, "versions_held": 1})
-        shelf = model_shelf(one, [weights])
-        shelf.get(weights.version)
-        scores = ShadowScorer(one, shelf).score(rollouts, views={"expected": expected}, version=weights.version)
-        rows.append(np.concatenate([score.views["expected"] for score in scores]) if scores else np.empty(0))
+    return replace(gap_to(_expected(rollouts, weights, config, low), rollouts, weights=weights, config=config, dtype="float32"), dtype=low)
+
+
+def gap_to(known: Sequence[np.ndarray], rollouts: Sequence[Rollout], *, weights: WeightVersion, config: ShadowConfig, dtype: BodyDtype) -> Floor:
+    """`known` (the expected view of each rollout [T] in one precision) against a body in `dtype`, which scores them here.
+
+    Raises:
+        Unavailable: the weights cannot be loaded.
+    """
+    rows = [np.concatenate(side) if side else np.empty(0) for side in (known, _expected(rollouts, weights, config, dtype))]
     gap = np.abs(rows[0].astype(np.float64) - rows[1])
     gap = gap[np.isfinite(gap)]
     if not gap.size:
-        return Floor(nats=float("nan"), tail_nats=float("nan"), tokens=0, dtype=low)
-    return Floor(nats=float(gap.mean()), tail_nats=float(np.quantile(gap, 0.99)), tokens=gap.size, dtype=low)
+        return Floor(nats=float("nan"), tail_nats=float("nan"), tokens=0, dtype=dtype)
+    return Floor(nats=float(gap.mean()), tail_nats=float(np.quantile(gap, 0.99)), tokens=gap.size, dtype=dtype)
+
+
+def _expected(rollouts: Sequence[Rollout], weights: WeightVersion, config: ShadowConfig, body: BodyDtype) -> list[np.ndarray]:
+    one = config.model_copy(update={"body_dtype": body, "versions_held": 1})
+    shelf = model_shelf(one, [weights])
+    shelf.get(weights.version)
+    return [score.views["expected"] for score in ShadowScorer(one, shelf).score(rollouts, views={"expected": expected}, version=weights.version)]

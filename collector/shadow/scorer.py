@@ -39,6 +39,12 @@ class _Rows:
         self.views = {name: np.full(rollout.n_tokens, np.nan, dtype=np.float32) for name in views}
         self.entropy_T = np.full(rollout.n_tokens, np.nan, dtype=np.float32)
 
+    def fill(self, name: str, index: np.ndarray, values: np.ndarray) -> None:
+        """What a view says of these tokens; the first rows of a wide view [N, D] make room for its D numbers a token."""
+        if values.ndim > self.views[name].ndim:
+            self.views[name] = np.full((self.rollout.n_tokens, *values.shape[1:]), np.nan, dtype=np.float32)
+        self.views[name][index] = values
+
     def score(self, version: str | None) -> Score:
         return Score(request_id=self.rollout.request_id, views=self.views, entropy_T=self.entropy_T, version=version,
                      scored_mask_T=~np.isnan(self.views["expected"]))
@@ -163,7 +169,7 @@ class ShadowScorer:
             for b in np.unique(pass_of_N):
                 mine, target = pass_of_N == b, rows[passes[b].row]
                 for name in views:
-                    target.views[name][index_N[mine]] = chunk[name][mine]
+                    target.fill(name, index_N[mine], chunk[name][mine])
                 target.entropy_T[index_N[mine]] = chunk["entropy"][mine]
 
     @staticmethod

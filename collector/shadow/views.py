@@ -1,7 +1,7 @@
 """Views: what the logprob of the sampled token would be under one reading of the head's logits.
 
-A view is a pure function (logits [N, V] float32 nats, token ids [N], sampling of each row) → logprobs [N]. One forward
-pass serves all of them. The sampling is what the TRAINER assumes; order and rules are those of vLLM's processed
+A view is a pure function (logits [N, V] float32 nats, token ids [N], sampling of each row) → logprobs [N]; a wide one
+(candidates.py) gives [N, D]. One forward pass serves all of them. The sampling is what the TRAINER assumes; order and rules are those of vLLM's processed
 logprobs: penalties, temperature, min-p, top-k, top-p, log-softmax over what is kept. Greedy (temperature below 1e-5)
 has no temperature and no truncation. −inf = the token lies outside the kept set.
 """

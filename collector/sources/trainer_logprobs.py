@@ -20,6 +20,9 @@ from collector.sources import fields
 from collector.sources.file_tail import JsonLinesTail
 from collector.sources.lines import json_lines
 
+TELLING_TOKENS = 16
+"""Two rollouts whose completions are this long and equal are taken for one, if nothing else matches."""
+
 LOSS_MASKS = ("loss_mask", "response_mask", "token_loss_mask")
 """What a line may call its loss mask: Klaxon's name (and slime's, prime-rl's), verl's, NeMo-RL's; the first that is there counts."""
 
@@ -30,6 +33,8 @@ class TrainerWord:
 
     request_id: str | None = None
     content: str | None = None  # content_key of prompt and completion
+    prompt_P: np.ndarray | None = None  # int32, as the trainer has it
+    completion_T: np.ndarray | None = None  # int32
     logprobs_T: np.ndarray | None = None  # float32 [T] nats
     loss_mask_T: np.ndarray | None = None  # bool [T]
     version: str | None = None
@@ -39,18 +44,26 @@ class TrainerWord:
     where: str = ""
 
     def on(self, rollout: Rollout) -> Rollout:
-        """The rollout with this said of it.
+        """The rollout with this said of it. Logprobs and mask of a completion of other token ids are no word on this one's tokens: left out.
 
         Raises:
             InputError: the arrays have another length than the completion.
         """
+        if self.completion_T is not None and _other_tokens(self.completion_T, rollout.completion_tokens_T):
+            return replace(self, completion_T=None, logprobs_T=None, loss_mask_T=None).on(replace(rollout, trainer_completion_T=self.completion_T))
         for name, values in (("logprobs", self.logprobs_T), ("loss_mask", self.loss_mask_T)):
             if values is not None and values.size != rollout.n_tokens:
                 raise InputError(f"length mismatch: {values.size} entries for the {rollout.n_tokens} tokens of request "
                                  f"{rollout.request_id}", field=name, where=self.where)
-        said = {"trainer_logprobs_T": self.logprobs_T, "loss_mask_T": self.loss_mask_T, "trainer_version": self.version,
+        said = {"trainer_logprobs_T": self.logprobs_T, "trainer_prompt_P": self.prompt_P, "trainer_completion_T": self.completion_T, "loss_mask_T": self.loss_mask_T, "trainer_version": self.version,
                 "dropped": self.dropped, "traffic": self.traffic, "reward": self.reward}
         return replace(rollout, **{name: value for name, value in said.items() if value is not None})
+
+
+def _other_tokens(one_T: np.ndarray, other_T: np.ndarray) -> bool:
+    """Do two completions differ in ids, and not only in where they end?"""
+    both = min(one_T.size, other_T.size)
+    return not np.array_equal(one_T[:both], other_T[:both])
 
 
 def content_key(prompt_tokens_P: np.ndarray, completion_tokens_T: np.ndarray) -> str:
@@ -58,6 +71,13 @@ def content_key(prompt_tokens_P: np.ndarray, completion_tokens_T: np.ndarray) ->
     digest = hashlib.blake2b(prompt_tokens_P.astype(np.int32).tobytes(), digest_size=16)
     digest.update(b"|" + completion_tokens_T.astype(np.int32).tobytes())
     return digest.hexdigest()
+
+
+def completion_key(completion_tokens_T: np.ndarray) -> str | None:
+    """Names a rollout by its completion alone, where it is long enough to be told from any other; for prompts that differ."""
+    if completion_tokens_T.size < TELLING_TOKENS:
+        return None
+    return hashlib.blake2b(completion_tokens_T.astype(np.int32).tobytes(), digest_size=16).hexdigest()
 
 
 def parse_trainer_word(obj: Mapping[str, Any], *, where: str) -> TrainerWord:
@@ -89,7 +109,7 @@ def _parse(obj: Mapping[str, Any], where: str) -> TrainerWord:
         raise InputError(f"logprobs, {marks} and token_ids have lengths {sorted(sizes)}", field="logprobs")
     n_tokens = sizes.pop() if sizes else 0
     return TrainerWord(
-        request_id=request_id, where=where,
+        request_id=request_id, where=where, prompt_P=prompt_P, completion_T=completion_T,
         content=content_key(prompt_P, completion_T) if prompt_P is not None and completion_T is not None else None,
         logprobs_T=None if obj.get("logprobs") is None else fields.logprobs(obj["logprobs"], "logprobs", n_tokens),
         loss_mask_T=None if obj.get(marks) is None else fields.mask(obj[marks], marks, n_tokens),

@@ -22,6 +22,7 @@ def diagnose(
     file: Annotated[str, typer.Argument(help=PATH_HELP)],
     model: ModelDir,
     previous: Annotated[list[Path] | None, typer.Option("--previous", help="folder of older weights, newest first; repeat it")] = None,
+    trainer: Annotated[str, typer.Option("--trainer", help="JSONL of what the trainer says of these rollouts: its token ids are compared exactly")] = "",
     body_dtype: BodyDtype = "bfloat16",
     head_dtype: HeadDtype = "float32",
     temperature: Temperature = None,
@@ -36,10 +37,13 @@ def diagnose(
 
     Exit codes: 0 healthy, 1 mismatch, 2 nothing usable or failure.
     """
+    from klaxon.commands.look import with_trainer
     from klaxon.commands.shadow_setup import labelled, left_out, open_scorer
 
     contents = usable(file, strict=strict, format=format, tokenizer=tokenizer, allow_pickle=allow_pickle)
     rollouts, refused = contents.rollouts, contents.refused
+    if trainer:
+        rollouts = with_trainer(rollouts, trainer, refused)
     declared = context.get_parameter_source("head_dtype")
     setup = open_scorer(model, previous or [], body_dtype=body_dtype, head_dtype=head_dtype, head_declared=declared is not None and declared.name != "DEFAULT")
     step = max(1, -(-len(rollouts) // max_rollouts))

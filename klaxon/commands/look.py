@@ -42,7 +42,7 @@ def look(
     refused = contents.refused
     if not contents.rollouts:
         raise nothing_usable(file, contents)
-    rollouts = _with_trainer(contents.rollouts, trainer, refused) if trainer else contents.rollouts
+    rollouts = with_trainer(contents.rollouts, trainer, refused) if trainer else contents.rollouts
     report = examine(rollouts, config=detectors, batch_seconds=DaemonConfig().batch_seconds, signals_config=trains, library=library)
     code = 2 if strict and refused else int(report.verdict == "mismatch")
     if json_:
@@ -60,7 +60,7 @@ def _signatures(config: str) -> str:
     return load_config(config).diagnosis.signatures if config else ""
 
 
-def _with_trainer(rollouts: list[Rollout], trainer: str, refused: list[InputError]) -> list[Rollout]:
+def with_trainer(rollouts: list[Rollout], trainer: str, refused: list[InputError]) -> list[Rollout]:
     """The rollouts with the trainer's word on them; refused lines are added to `refused`.
 
     Raises:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,6 +31,7 @@ from collector.sources.config import SamplerConfig
 from collector.sources.rollout_json import read_rollouts
 from detectors.config import DetectorsConfig
 from detectors.gains import rollout_gains
+from klaxon.shadow_views import HEAD_VIEWS, with_bet_views
 
 SCORES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "diagnosis"
 RECORDINGS = Path(__file__).resolve().parent.parent / "klaxon" / "recordings"
@@ -125,12 +127,15 @@ def _resampled(rng: np.random.Generator, rollout: Rollout) -> Rollout:
 
 def scored_pool() -> list[tuple[Rollout, Score]]:
     """A healthy recording with the shadow's kept scores: raw, temperatures, weights and prefix cache of one version before."""
-    kept = np.load(SCORES / "healthy_v2.scores.npz")
-    views = {"expected": kept["expected||"], "raw": kept["raw||"], "stale_weights": kept["expected|1|"], "stale_prefix_cache": kept["expected||1"]}
-    views |= {name.rstrip("|"): kept[name] for name in kept.files if name.startswith("temperature:")}
-    rollouts = {item.request_id: item for item in read_rollouts(SCORES / "healthy_v2.jsonl") if isinstance(item, Rollout)}
-    return [(rollouts[name], Score(request_id=name, views={view: values[start:end] for view, values in views.items()}))
-            for name, (start, end) in zip(kept["ids"].tolist(), kept["places"], strict=True)]
+    spec = importlib.util.spec_from_file_location("kept_scores", SCORES / "scores.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kept, rollouts = module.KeptScores(SCORES / "healthy_v2.scores.npz"), module.rollouts_of("healthy_v2")
+    expected = {"expected": HEAD_VIEWS["expected"]}
+    older = kept.score(rollouts, views=expected, version="1"), kept.score(rollouts, views=expected, prefix_version="1")
+    scores = with_bet_views(rollouts, kept.score(rollouts, views=HEAD_VIEWS))
+    return [(rollout, replace(score, views={**score.views, "stale_weights": weights.views["expected"], "stale_prefix_cache": prefix.views["expected"]}))
+            for rollout, score, weights, prefix in zip(rollouts, scores, *older, strict=True)]
 
 
 def explanation_bets(rng: np.random.Generator, pool: list[tuple[Rollout, Score]], *, minutes: int) -> dict[str, float]:

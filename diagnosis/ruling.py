@@ -80,7 +80,7 @@ def _rule_healthy(bench: Bench, field: Sequence[Prediction], residual: float, li
         return Ruling(cause="healthy", confident=not doubts, why=(why, *doubts), parameters={})
     why = f"residual {residual:.4f} nats is above {config.at_floor_ratio:g} times the floor of {floor_nats:.4f}, and no explanation lowers it"
     if not noise.everywhere:
-        return Ruling(cause="unexplained", confident=False, why=(why, noise.text), parameters={})
+        return Ruling(cause="unexplained", confident=False, why=(why, noise.text, *doubts), parameters={})
     refuted = any(one.cause == "stale_weights" for one in field)
     if not refuted:
         doubts.append("older weights were not tested (pass them with --previous): a small unseen update scatters logprobs too")

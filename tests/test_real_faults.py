@@ -64,10 +64,10 @@ def test_no_verdict_on_a_real_fault_is_confident_and_wrong(name: str) -> None:
 
 
 def test_the_page_holds_what_the_benchmark_prints_from_its_results() -> None:
-    """`PYTHONPATH=. python benchmarks/diagnosis.py FOLDER --work WORK --page`"""
+    """`PYTHONPATH=. python benchmarks/verdicts.py FOLDER --work WORK --page`"""
     import json
 
-    benchmark = loaded("klaxon_diagnosis_matrix", ROOT / "benchmarks" / "diagnosis.py")
+    benchmark = loaded("klaxon_diagnosis_matrix", ROOT / "benchmarks" / "verdicts.py")
     rows = [json.loads(line) for line in benchmark.RESULTS.read_text(encoding="utf-8").splitlines()]
     page = benchmark.PAGE.read_text(encoding="utf-8")
     assert rows and benchmark.page_with(rows, page) == page

@@ -2,8 +2,8 @@
 
     python tests/fixtures/diagnosis/record.py MODEL --work WORK --out FOLDER                                   # a real vLLM engine, once
     python tests/fixtures/diagnosis/generate.py MODEL --work WORK --out FOLDER --samples 4 --rollouts 40       # faults that need another engine: transformers
-    PYTHONPATH=. python benchmarks/diagnosis.py FOLDER [CASE …] --work WORK [--trainer float32|bfloat16]          # hours; goes on where it was interrupted
-    PYTHONPATH=. python benchmarks/diagnosis.py FOLDER --work WORK --page                                      # docs/diagnosis-matrix.md from what is there
+    PYTHONPATH=. python benchmarks/verdicts.py FOLDER [CASE …] --work WORK [--trainer float32|bfloat16]          # hours; goes on where it was interrupted
+    PYTHONPATH=. python benchmarks/verdicts.py FOLDER --work WORK --page                                      # docs/diagnosis-matrix.md from what is there
 
 Every case is cut into disjoint groups of rollouts of about so many tokens; each group is diagnosed alone, by the real scorer. The largest size runs first and
 its forward passes are kept for the smaller ones (the same rollouts, cut finer), so seconds and cost are those of the largest alone: CPU seconds of one thread, and
@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]  # or this file hides the room of its name
 
 MADE = HERE.parent / "tests" / "fixtures" / "diagnosis"
-PAGE, RESULTS = HERE.parent / "docs" / "diagnosis-matrix.md", HERE / "diagnosis_results.jsonl"
-BEGIN, END = "<!-- printed by benchmarks/diagnosis.py: begin -->", "<!-- printed by benchmarks/diagnosis.py: end -->"
+PAGE, RESULTS = HERE.parent / "docs" / "diagnosis-matrix.md", HERE / "verdicts_results.jsonl"
+BEGIN, END = "<!-- printed by benchmarks/verdicts.py: begin -->", "<!-- printed by benchmarks/verdicts.py: end -->"
 GENERATED = {
     "healthy_f32": "healthy", "gen_bos_doubled": "prompt_mismatch", "bos_missing": "prompt_mismatch", "gen_system_dropped": "prompt_mismatch",
     "system_added": "prompt_mismatch", "position_56": "position_dependent", "corrupted": "corrupted_requests", "gen_raw_and_stale": "raw_logprobs",

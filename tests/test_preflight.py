@@ -67,6 +67,13 @@ class Replay:
         return path, json.dumps(body.get("prompt")), body.get("temperature"), *kind
 
 
+class Server(ThreadingHTTPServer):
+    """Takes as many connections at once as a preflight opens: the default backlog of 5 resets some on a busy machine."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
 @contextmanager
 def serving():
     """Start replaying engines; all of them stop at the end."""
@@ -92,7 +99,7 @@ def serving():
             def log_message(self, *_):
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = Server(("127.0.0.1", 0), Handler)
         engine = Replay(server.server_address[1], rows)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         servers.append(server)

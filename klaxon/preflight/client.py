@@ -132,7 +132,10 @@ def saved(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
 
 async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any] | str:
     try:
-        answer = await client.post(path, json=body)
+        try:
+            answer = await client.post(path, json=body)
+        except (httpx.NetworkError, httpx.RemoteProtocolError):  # a connection was reset; asking again changes nothing in the engine
+            answer = await client.post(path, json=body)
     except httpx.HTTPError as error:
         return f"no answer ({type(error).__name__})"
     try:

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from collector.records import Rollout
-from collector.shadow.candidates import POWERS, SEEN, UNSEEN
+from collector.shadow.candidates import POWERS, SEEN, UNSEEN, WIDTH
 from collector.shadow.views import GREEDY_BELOW
 
 OFF: Mapping[str, float] = {"temperature": 1.0, "top_k": 0.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
@@ -90,7 +90,7 @@ class Candidates:
     @classmethod
     def fits(cls, wide: np.ndarray) -> bool:
         """Is this the wide view, and not a row of logprobs?"""
-        return wide.ndim == 2 and wide.shape[1] == UNSEEN + 2 * SEEN + len(POWERS) + 2
+        return wide.ndim == 2 and wide.shape[1] == WIDTH
 
     def raw(self) -> np.ndarray:
         """Plain log-softmax [N]."""

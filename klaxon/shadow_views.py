@@ -12,7 +12,7 @@ import numpy as np
 from collector.errors import Unavailable
 from collector.populations import NEWEST_VIEW
 from collector.records import Rollout, Score
-from collector.shadow.candidates import candidates
+from collector.shadow.candidates import WIDTH, candidates
 from collector.shadow.scorer import ShadowScorer
 from collector.shadow.views import VIEWS
 from collector.weights.shelf import WeightShelf
@@ -37,7 +37,7 @@ def with_bet_views(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list
     scored, or roundings decide whether the setting keeps it."""
     sizes = [rollout.n_tokens for rollout in rollouts]
     rollout_of_N = np.repeat(np.arange(len(rollouts)), sizes)
-    wide_ND = np.concatenate([score.views[WIDE] for score in scores])
+    wide_ND = np.concatenate([wide if Candidates.fits(wide := score.views[WIDE]) else np.full((wide.shape[0], WIDTH), np.nan, np.float32) for score in scores])
     known_N = np.isfinite(np.concatenate([score.views["expected"] for score in scores])) & ~np.isnan(wide_ND).any(axis=1)
     views = {name: np.full(rollout_of_N.size, np.nan, np.float32) for name in ("raw", *HIDDEN_SETTINGS)}
     if known_N.any():

@@ -18,12 +18,15 @@ UNSEEN, SEEN = 192, 192
 POWERS = (1, 2, 3, 4, 6, 10)
 """The rest's log-sums are of exp(x · power / 2), x = logit − the row's largest: temperatures 2 down to 0.2."""
 
+WIDTH = UNSEEN + 2 * SEEN + len(POWERS) + 2
+"""D of the wide view."""
+
 LEAST = 1e-37
 
 
 def candidates(logits_NV: Tensor, token_ids_N: Tensor, sampling: TokenSampling) -> Tensor:
     """[N, D]: unseen logits [C], seen logits [S], their counts in the completion so far [S], the rest's log-sums [K], the token's logit,
-    and its own count (−1 = unseen). Logits are descending, −inf where there are fewer. D = C + 2·S + K + 2.
+    and its own count (−1 = unseen). Logits are descending, −inf where there are fewer. D = WIDTH = C + 2·S + K + 2.
     """
     rest_NV = logits_NV.clone()
     seen_NS = logits_NV.new_full((logits_NV.shape[0], SEEN), -torch.inf)

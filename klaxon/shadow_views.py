@@ -35,6 +35,8 @@ EXPECTED = {"expected": VIEWS["expected"]}
 def with_bet_views(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list[Score]:
     """The scores of HEAD_VIEWS with "raw" and every hidden setting in place of the wide view, float32 [T] nats each; NaN where a token was not
     scored, or roundings decide whether the setting keeps it."""
+    if not scores:
+        return []
     sizes = [rollout.n_tokens for rollout in rollouts]
     rollout_of_N = np.repeat(np.arange(len(rollouts)), sizes)
     wide_ND = np.concatenate([wide if Candidates.fits(wide := score.views[WIDE]) else np.full((wide.shape[0], WIDTH), np.nan, np.float32) for score in scores])

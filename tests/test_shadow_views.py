@@ -73,6 +73,7 @@ def test_tokens_without_a_loaded_version_stay_unscored_in_every_view(models) -> 
     score = scorer(models)
     (got,) = with_bet_views([half], score.score([half], views=HEAD_VIEWS))
     assert all(np.isnan(values[6:]).all() and not np.isnan(values[:6]).all() for values in got.views.values())
+    assert with_bet_views([], []) == [], "nothing kept, nothing scored"
     for items in ([rollout(10, spans=[(0, 12, "77")])], [rollout(11, spans=[(0, 12, "77")]), half]):
         got, *_ = with_bet_views(items, score.score(items, views=HEAD_VIEWS))
         assert all(np.isnan(values).all() and values.shape == (12,) for values in got.views.values()), "nothing of it was scored"

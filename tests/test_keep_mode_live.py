@@ -56,6 +56,14 @@ class Run:
         self.post("/update_weight_version", json={"new_version": label})
 
     def rollouts(self, *, clear_cache: str) -> list[Rollout]:
+        """Six rollouts updated in their middle. How long that is depends on the machine, so other waits are tried where one misses it."""
+        for wait_seconds in (4, 2, 8, 1, 15):
+            found = self._updated(clear_cache=clear_cache, wait_seconds=wait_seconds)
+            if all(len(rollout.weight_versions) == 2 for rollout in found):
+                return found
+        raise AssertionError("no wait put the update into the middle of all six requests")
+
+    def _updated(self, *, clear_cache: str, wait_seconds: float) -> list[Rollout]:
         """Six requests on version 1, and version 2 from some token on, under pause mode keep."""
         self.post("/pause", params={"mode": "wait", "clear_cache": "true"})
         self.load(BASE, "1")
@@ -65,7 +73,7 @@ class Run:
         body = {"model": MODEL_NAME, "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0.7, "logprobs": 1}
         with ThreadPoolExecutor(6) as pool:
             asked = [pool.submit(self.post, "/v1/completions", json=body | {"prompt": [1, *rng.integers(300, 20_000, 90).tolist()]}) for _ in range(6)]
-            time.sleep(4)
+            time.sleep(wait_seconds)
             self.post("/pause", params={"mode": "keep", "clear_cache": clear_cache})
             self.load(self.other, "2")
             self.post("/resume")

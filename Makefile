@@ -23,7 +23,8 @@ demo: venv
 	@.venv/bin/klaxon demo $(ARGS)
 
 test: venv model browser
-	@began=$$(date +%s); if .venv/bin/python -m pytest -q $(ARGS); then verdict=passed; else verdict=FAILED; fi; \
+	@began=$$(date +%s); rm -f .pytest_cache/failures.txt; \
+	if .venv/bin/python -m pytest -q $(ARGS); then verdict=passed; else verdict=FAILED; cat .pytest_cache/failures.txt 2>/dev/null; fi; \
 	echo "make test: $$verdict after $$(( $$(date +%s) - began )) s"; test $$verdict = passed
 
 venv: $(INSTALLED)

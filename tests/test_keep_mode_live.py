@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -56,24 +56,16 @@ class Run:
         self.post("/update_weight_version", json={"new_version": label})
 
     def rollouts(self, *, clear_cache: str) -> list[Rollout]:
-        """Six rollouts updated in their middle. How long that is depends on the machine, so other waits are tried where one misses it."""
-        for wait_seconds in (4, 2, 8, 1, 15):
-            found = self._updated(clear_cache=clear_cache, wait_seconds=wait_seconds)
-            if all(len(rollout.weight_versions) == 2 for rollout in found):
-                return found
-        raise AssertionError("no wait put the update into the middle of all six requests")
-
-    def _updated(self, *, clear_cache: str, wait_seconds: float) -> list[Rollout]:
-        """Six requests on version 1, and version 2 from some token on, under pause mode keep."""
+        """Six requests on version 1, and version 2 from some token in their middle on, under pause mode keep."""
         self.post("/pause", params={"mode": "wait", "clear_cache": "true"})
         self.load(BASE, "1")
         self.post("/reset_prefix_cache")
         self.post("/resume")
-        before, rng = len(self.daemon.of("rollout")), np.random.default_rng(1)
-        body = {"model": MODEL_NAME, "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0.7, "logprobs": 1}
+        before, rng, half = len(self.daemon.of("rollout")), np.random.default_rng(1), threading.Event()
+        body = {"model": MODEL_NAME, "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0.7, "logprobs": 1, "stream": True}
         with ThreadPoolExecutor(6) as pool:
-            asked = [pool.submit(self.post, "/v1/completions", json=body | {"prompt": [1, *rng.integers(300, 20_000, 90).tolist()]}) for _ in range(6)]
-            time.sleep(wait_seconds)
+            asked = [pool.submit(self.stream, body | {"prompt": [1, *rng.integers(300, 20_000, 90).tolist()]}, half) for _ in range(6)]
+            assert half.wait(300), "no request came to its middle"
             self.post("/pause", params={"mode": "keep", "clear_cache": clear_cache})
             self.load(self.other, "2")
             self.post("/resume")
@@ -82,6 +74,14 @@ class Run:
         wait(lambda: len(self.daemon.of("rollout")) == before + 6, seconds=30)
         made = [parse_rollout(message, where="tap") for message in self.daemon.of("rollout")[before:]]
         return [replace(rollout, sampling=Sampling(temperature=0.7)) for rollout in made]
+
+    def stream(self, body: dict, half: threading.Event) -> None:
+        """Read one completion as it comes, and say so when its middle is reached: the engine is never asked by the clock."""
+        with self.client.stream("POST", "/v1/completions", json=body) as answer:
+            answer.raise_for_status()
+            for made, _ in enumerate(line for line in answer.iter_lines() if line.startswith("data:")):
+                if made == TOKENS // 2:
+                    half.set()
 
 
 @pytest.fixture(scope="module")

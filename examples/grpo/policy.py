@@ -46,8 +46,10 @@ class Policy:
         if not has_bfloat16(device):
             round_linears(self._model.base_model)
         self._head_VH = self._model.get_output_embeddings().weight
+        self._head_VH.requires_grad_(False)  # vLLM 0.32 on CPU keeps its old head after a reload where embeddings are tied: training it would be a second fault
         self._parameters = list({id(p): p for p in self._model.parameters()}.values())
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self._trained = [p for p in self._parameters if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
     def set_learning_rate(self, value: float) -> None:
         """Change the learning rate from the next step on."""
@@ -74,7 +76,7 @@ class Policy:
         loss = loss + ENTROPY_WEIGHT * (entropy_target - entropy_N.mean()).clamp(min=0.0)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
         self._optimizer.step()
         with torch.no_grad():
             clipped_N = (ratio_N - 1.0).abs() > CLIP

@@ -68,6 +68,7 @@ class Bench(Heads):
         """What was tried, in order, by `Variant.name`; pairs.py asks the sampler's explanations of them again."""
         self._rows: dict[tuple[Any, ...], np.ndarray] = {}
         self._quantised: dict[str, Scorer] = {}
+        self._headed: dict[str, Scorer] = {}
 
     @property
     def compared(self) -> list[tuple[int, Rollout, Score]]:
@@ -106,6 +107,24 @@ class Bench(Heads):
                 return None
             self._quantised[scheme] = made
         return self._quantised[scheme]
+
+    def scorer_with_head(self, version: str) -> Scorer | None:
+        """The scorer with every version under this one's output head; None for a scorer without a shelf, or where that version is gone."""
+        if version not in self._headed:
+            if getattr(self.scorer, "shelf", None) is None:
+                return None
+            from collector.shadow.siblings import with_head_of
+
+            try:
+                self._headed[version] = with_head_of(self.scorer, version)  # type: ignore[arg-type]
+            except Unavailable:
+                return None
+        return self._headed[version]
+
+    def newer_than(self, version: str) -> dict[int, Rollout]:
+        """Rollouts with tokens that are labelled with a later version than this one."""
+        later = set(self.versions[self.versions.index(version) + 1:])
+        return {i: rollout for i, rollout in enumerate(self.sheet.rollouts) if later & {span.version for span in rollout.weight_versions}}
 
     def entropy(self) -> np.ndarray:
         """Entropy of the expected distribution, nats [N]; NaN where the scorer gives none."""

@@ -34,6 +34,7 @@ from diagnosis.exact_ids import ENOUGH_SHARE, IdMismatch, compare_ids, decoder_o
 from diagnosis.explanations import DEAR, EXPLANATIONS, OLDER, PASSES, UPDATES, Prediction, predictions
 from diagnosis.floor import FloorOf, expected_floor
 from diagnosis.hints import hinted
+from diagnosis.old_head import old_heads
 from diagnosis.pairs import pairs
 from diagnosis.parts import Part, find_part
 from diagnosis.prompts import Marks, marks_of
@@ -113,6 +114,9 @@ def searched(bench: Bench, floor_nats: float, *, deep: bool) -> tuple[list[Predi
         if explained(bench, field, floor_nats):
             return field, None
         field += predictions(bench, UPDATES)
+        if explained(bench, field, floor_nats):
+            return field, None
+        field += old_heads(bench)
         if explained(bench, field, floor_nats):
             return field, None
     part = find_part(bench, floor_nats) if deep else None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from collector.errors import Unavailable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS incidents (
     id TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, run TEXT NOT NULL, state TEXT NOT NULL, severity TEXT NOT NULL,
@@ -36,6 +36,8 @@ CREATE INDEX IF NOT EXISTS deliveries_of ON deliveries (incident_id, receiver, i
 CREATE TABLE IF NOT EXISTS mutes (
     id TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, starts_at REAL NOT NULL, ends_at REAL NOT NULL, author TEXT NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS receivers (name TEXT PRIMARY KEY, not_before REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS memories (
+    incident_id TEXT NOT NULL, receiver TEXT NOT NULL, memory TEXT NOT NULL, PRIMARY KEY (incident_id, receiver));
 """
 
 

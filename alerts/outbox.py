@@ -7,6 +7,7 @@ copy. Per (incident, receiver) messages leave in order, one at a time, and a new
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import sqlite3
@@ -53,23 +54,30 @@ class Outbox:
         return accepted
 
     def _attempt(self, row: sqlite3.Row, receiver: str, now: float) -> bool:
+        memory = self._remembered(row)
         try:
-            self._notifiers[receiver].send(Message.from_json(row["message"]), now=now)
+            self._notifiers[receiver].send(Message.from_json(row["message"]), now=now, memory=memory)
         except GiveUp as error:
-            self._bury(row, receiver, str(error))
+            self._bury(row, receiver, str(error), memory)
             return False
         except RetryLater as error:
-            self._postpone(row, receiver, now, str(error), error.after_seconds)
+            self._postpone(row, receiver, now, str(error), error.after_seconds, memory)
             return False
         except Exception as error:  # a fault of ours must neither lose the message nor stop the others
             self.counts["notifier_errors"] += 1
             log.error("receiver %s: sending %s failed unexpectedly (%s)", receiver, row["id"], type(error).__name__)
-            self._postpone(row, receiver, now, f"failed unexpectedly ({type(error).__name__})", None)
+            self._postpone(row, receiver, now, f"failed unexpectedly ({type(error).__name__})", None, memory)
             return False
         with self._database.transaction() as connection:
             connection.execute("UPDATE outbox SET state = 'sent', sent_at = ?, leased_until = NULL, error = NULL WHERE id = ?", (now, row["id"]))
+            _remember(connection, row, memory)
         self.counts["sent"] += 1
         return True
+
+    def _remembered(self, row: sqlite3.Row) -> dict[str, str]:
+        """What the receiver knows of the incident from earlier messages."""
+        found = self._database.rows("SELECT memory FROM memories WHERE incident_id = ? AND receiver = ?", row["incident_id"], row["receiver"])
+        return dict(json.loads(found[0]["memory"])) if found else {}
 
     def _claim(self, receiver: str, now: float) -> sqlite3.Row | None:
         """Lease the oldest due message that has no unfinished predecessor."""
@@ -87,9 +95,10 @@ class Outbox:
                                    " first_tried_at = coalesce(first_tried_at, ?) WHERE id = ?", (now + LEASE_SECONDS, now, row["id"]))
             return row
 
-    def _postpone(self, row: sqlite3.Row, receiver: str, now: float, error: str, after_seconds: float | None) -> None:
+    def _postpone(self, row: sqlite3.Row, receiver: str, now: float, error: str, after_seconds: float | None,
+                  memory: Mapping[str, str]) -> None:
         if now - (row["first_tried_at"] if row["first_tried_at"] is not None else now) >= self._config.give_up_after_seconds:
-            self._bury(row, receiver, f"not delivered for {self._config.give_up_after_seconds:.0f} s; last: {error}")
+            self._bury(row, receiver, f"not delivered for {self._config.give_up_after_seconds:.0f} s; last: {error}", memory)
             return
         ceiling = min(self._config.backoff_max_seconds, self._config.backoff_seconds * 2.0 ** min(row["attempts"], 60))
         pause = after_seconds if after_seconds is not None else self._jitter.uniform(0.0, ceiling)
@@ -97,6 +106,7 @@ class Outbox:
         with self._database.transaction() as connection:
             connection.execute("UPDATE outbox SET state = 'pending', leased_until = NULL, due_at = ?, error = ? WHERE id = ?",
                                (due_at, error, row["id"]))
+            _remember(connection, row, memory)
             connection.execute("UPDATE outbox SET due_at = max(due_at, ?), attempts = max(attempts, ?)"
                                " WHERE incident_id = ? AND receiver = ? AND seq > ? AND state = 'pending'",
                                (due_at, row["attempts"] + 1, row["incident_id"], receiver, row["seq"]))
@@ -106,8 +116,9 @@ class Outbox:
         self.counts["retries"] += 1
         log.warning("receiver %s: %s; %s is tried again in %.1f s", receiver, error, row["id"], due_at - now)
 
-    def _bury(self, row: sqlite3.Row, receiver: str, error: str) -> None:
+    def _bury(self, row: sqlite3.Row, receiver: str, error: str, memory: Mapping[str, str]) -> None:
         with self._database.transaction() as connection:
+            _remember(connection, row, memory)
             connection.execute("UPDATE outbox SET state = 'dead', leased_until = NULL, error = ? WHERE id = ?", (error, row["id"]))
         self.counts["dead"] += 1
         log.error("receiver %s: %s; %s becomes a dead letter", receiver, error, row["id"])
@@ -137,3 +148,9 @@ def _superseded(connection: sqlite3.Connection, row: sqlite3.Row) -> bool:
     if newer is not None:
         connection.execute("UPDATE outbox SET state = 'superseded' WHERE id = ?", (row["id"],))
     return newer is not None
+
+
+def _remember(connection: sqlite3.Connection, row: sqlite3.Row, memory: Mapping[str, str]) -> None:
+    if memory:
+        connection.execute("INSERT INTO memories VALUES (?, ?, ?) ON CONFLICT (incident_id, receiver) DO UPDATE SET memory = excluded.memory",
+                           (row["incident_id"], row["receiver"], json.dumps(dict(memory))))

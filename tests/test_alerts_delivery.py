@@ -216,7 +216,7 @@ def test_a_broken_receiver_does_not_hold_up_another(path) -> None:
 
 def test_a_fault_inside_a_notifier_is_counted_and_loses_nothing(path) -> None:
     class Broken:
-        def send(self, message, *, now):
+        def send(self, message, *, now, memory):
             raise KeyError("bug")
 
     with receiver() as (server, _):

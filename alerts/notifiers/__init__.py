@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Protocol
 
 from alerts.config import ReceiverConfig
@@ -14,8 +15,12 @@ from alerts.notifiers.webhook import WebhookNotifier
 class Notifier(Protocol):
     """One receiver's way of being told."""
 
-    def send(self, message: Message, *, now: float) -> None:
+    def send(self, message: Message, *, now: float, memory: MutableMapping[str, str]) -> None:
         """Send once.
+
+        Args:
+            now: UTC seconds.
+            memory: what this receiver must know of the incident the next time (a thread's id). Stored with the outcome, whatever it is.
 
         Raises:
             RetryLater: the receiver may take it another time.

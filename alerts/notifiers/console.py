@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import MutableMapping
 
 from alerts.config import ReceiverConfig
 from alerts.message import Message
@@ -16,7 +17,7 @@ class ConsoleNotifier:
     def __init__(self, receiver: ReceiverConfig, *, timeout_seconds: float) -> None:
         self.name = receiver.name
 
-    def send(self, message: Message, *, now: float) -> None:
+    def send(self, message: Message, *, now: float, memory: MutableMapping[str, str]) -> None:
         """Print the message. Raises RetryLater when standard error is gone."""
         try:
             print(f"\n{as_text(message)}\n", file=sys.stderr, flush=True)

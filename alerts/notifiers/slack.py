@@ -8,6 +8,7 @@ no_proxy and read without bound), and its logger (at DEBUG it writes the webhook
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from urllib.request import Request
 
 from slack_sdk.errors import SlackClientError
@@ -42,7 +43,7 @@ class SlackWebhookNotifier:
         """Raises ConfigError when the address is missing or unusable."""
         self._client = _Client(http.Poster(receiver.address(), allow_private=receiver.allow_private, timeout_seconds=timeout_seconds))
 
-    def send(self, message: Message, *, now: float) -> None:
+    def send(self, message: Message, *, now: float, memory: MutableMapping[str, str]) -> None:
         """Send once. Raises RetryLater or GiveUp."""
         try:
             answer = self._client.send_dict(as_slack(message))

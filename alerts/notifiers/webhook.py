@@ -7,6 +7,7 @@ Without a secret the body goes unsigned.
 from __future__ import annotations
 
 import json
+from collections.abc import MutableMapping
 from datetime import UTC, datetime
 
 from standardwebhooks import Webhook
@@ -31,7 +32,7 @@ class WebhookNotifier:
             raise ConfigError(f"receiver {receiver.name!r}: its signing secret is not one ({type(error).__name__}); "
                               "it is base64, usually written whsec_…") from None
 
-    def send(self, message: Message, *, now: float) -> None:
+    def send(self, message: Message, *, now: float, memory: MutableMapping[str, str]) -> None:
         """Send once. Raises RetryLater or GiveUp."""
         body = json.dumps(as_webhook(message), ensure_ascii=False, allow_nan=False)
         headers = {"Content-Type": "application/json", "webhook-id": message.id, "webhook-timestamp": str(int(now))}

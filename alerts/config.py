@@ -74,6 +74,7 @@ class AlertsConfig(BaseModel):
 
     console: bool = Field(True, description="print every alert to the daemon's standard error")
     dashboard_url: str = Field("http://127.0.0.1:8501", description="address of the page, linked from every alert; empty = no link")
+    runbook_url: str = Field("", description="where docs/runbooks/ can be read, linked from every alert; empty = the command that prints the page")
     repeat_interval_seconds: float = Field(4 * 3600.0, gt=0, description="an incident nobody acknowledged is told again after this long, seconds")
     worse_factor: float = Field(2.0, gt=1, description="an incident is told again when its effect has grown by this factor")
     give_up_after_seconds: float = Field(24 * 3600.0, gt=0, description="a message that could not be delivered for this long becomes a dead letter, seconds")

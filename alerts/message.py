@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from alerts import words
+from alerts import runbooks, words
 from alerts.incidents import Case
 from collector.records import Cause, Diagnosis, Drift
 from detectors.streams import cause_of
@@ -61,8 +61,8 @@ class Message:
         return cls(**{**found, "sections": tuple(Section(**section) for section in found["sections"])})
 
 
-def compose(case: Case, *, reason: str, detail: str, budget_text: str, dashboard_url: str, now: float) -> Message:
-    """The message about a case. `reason` is a NotifyReason's value, `detail` says it in words."""
+def compose(case: Case, *, reason: str, detail: str, budget_text: str, dashboard_url: str, now: float, runbook_url: str = "") -> Message:
+    """The message about a case. `reason` is a NotifyReason's value, `detail` says it in words, `runbook_url` where docs/runbooks/ can be read."""
     incident = case.incident
     drift, diagnosis = incident.drifts[0], incident.diagnosis
     parts = (
@@ -74,8 +74,9 @@ def compose(case: Case, *, reason: str, detail: str, budget_text: str, dashboard
         Section(name="Impact", text=_impact(diagnosis)),
         Section(name="Fix", text=words.clean(diagnosis.fix, limit=600) if diagnosis is not None else ""),
         Section(name="Do next", text=_next(drift, diagnosis), code=True),
+        _runbook(drift, diagnosis, runbook_url),
     )
-    still_needed = parts if case.is_open else tuple(part for part in parts if part.name not in ("Fix", "Do next"))
+    still_needed = parts if case.is_open else tuple(part for part in parts if part.name not in ("Fix", "Do next", "Runbook"))
     return Message(
         incident_id=incident.id, fingerprint=incident.fingerprint, run=words.clean(incident.run, limit=80), state=incident.state,
         severity=incident.severity, reason=reason, at=now, title=incident.title, headline=_headline(case, now),
@@ -187,6 +188,9 @@ def _impact(diagnosis: Diagnosis | None) -> str:
     before, after = _as_number(found.get("clip_rate_before")), _as_number(found.get("clip_rate_after"))
     if before is not None and after is not None:
         said.append(f"PPO clip rate from the mismatch alone {words.amount(before, 'fraction')} before, {words.amount(after, 'fraction')} since")
+    ess_before, ess_after = _as_number(found.get("ess_before")), _as_number(found.get("ess_after"))
+    if ess_before is not None and ess_after is not None:
+        said.append(f"effective sample size {words.amount(ess_before, 'fraction')} before, {words.amount(ess_after, 'fraction')} since")
     gradient = found.get("gradient_after")
     bias = gradient.get("uncorrected") if isinstance(gradient, Mapping) else None
     relative, angle = (_as_number(bias.get(key)) if isinstance(bias, Mapping) else None for key in ("relative_bias", "angle_degrees"))
@@ -200,6 +204,15 @@ def _next(drift: Drift, diagnosis: Diagnosis | None) -> str:
     if diagnosis is not None and diagnosis.next:
         return words.clean(diagnosis.next, limit=500)
     return words.FACT_NEXT.get(drift.stream, words.DEFAULT_NEXT) if drift.kind == "fact" else words.DEFAULT_NEXT
+
+
+def _runbook(drift: Drift, diagnosis: Diagnosis | None, url: str) -> Section:
+    """Where the page about the verdict, the fact or the leading explanation is read: a link, else the command that prints it."""
+    said = drift.stream if drift.kind == "fact" else cause_of(drift.stream)
+    name = diagnosis.verdict if diagnosis is not None and diagnosis.verdict != "healthy" else said
+    if name not in runbooks.names():
+        return Section(name="Runbook", text="")
+    return Section(name="Runbook", text=f"{url.rstrip('/')}/{name}.md" if url else f"klaxon runbook {name}", code=not url)
 
 
 def _because(drift: Drift, detail: str, budget_text: str) -> str:

@@ -67,6 +67,7 @@ class Log:
     worse_factor: float = 2.0
     budget_text: str = ""
     dashboard_url: str = ""
+    runbook_url: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,7 +175,8 @@ class Alerts:
         log = Log(
             receivers=self._receivers, open_cases=open_cases, told=rows.told(connection, ids), unsent=rows.unsent(connection, ids),
             mutes=rows.mutes(connection, now), repeat_interval_seconds=self._config.repeat_interval_seconds,
-            worse_factor=self._config.worse_factor, budget_text=self._budget_text, dashboard_url=self._config.dashboard_url)
+            worse_factor=self._config.worse_factor, budget_text=self._budget_text, dashboard_url=self._config.dashboard_url,
+            runbook_url=self._config.runbook_url)
         rows.journal(connection, decide((*open_cases, *ended), log, now), now)
 
     def _save(self, connection: sqlite3.Connection, case: Case) -> Case:

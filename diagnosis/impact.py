@@ -17,14 +17,15 @@ from collector.records import Rollout, Score
 from diagnosis.gradient_bias import gradient_bias, group_of
 
 Seen = tuple[int, Rollout, Score | None]
+MEASURED = ("mean_abs_d", "clip_rate", "ess")
 
 
 def impact(records: Sequence[Seen], *, change_t: tuple[int, int], limits: Limits | None = None, correction: str = "none") -> dict[str, Any]:
     """JSON-able facts; None where the records at hand cannot tell. `correction`: what the trainer declares, [contract] correction.
 
     Keys: last_clean_version, last_clean_step, first_tainted_version, tainted_requests, tainted_tokens, token_share and
-    group_share (of all at hand), mean_abs_d_before, mean_abs_d_after (nats), clip_rate_before, clip_rate_after,
-    gradient_bias_share, gradient_before, gradient_after (gradient_bias.gradient_bias), correction.
+    group_share (of all at hand), mean_abs_d_before, mean_abs_d_after (nats), clip_rate_before, clip_rate_after, ess_before,
+    ess_after, gradient_bias_share, gradient_before, gradient_after (gradient_bias.gradient_bias), correction.
     """
     clean = [record for record in records if record[0] < change_t[0]]
     tainted = [record for record in records if record[0] >= change_t[0]]
@@ -37,7 +38,7 @@ def impact(records: Sequence[Seen], *, change_t: tuple[int, int], limits: Limits
         "tainted_requests": len(tainted), "tainted_tokens": tokens, "token_share": tokens / everything if everything else None,
         "group_share": len(groups) / len(all_groups) if all_groups else None,
         "mean_abs_d_before": before["mean_abs_d"], "mean_abs_d_after": after["mean_abs_d"],
-        "clip_rate_before": before["clip_rate"], "clip_rate_after": after["clip_rate"],
+        "clip_rate_before": before["clip_rate"], "clip_rate_after": after["clip_rate"], "ess_before": before["ess"], "ess_after": after["ess"],
         "gradient_bias_share": after["clip_rate"] if rise is None else rise,
         "gradient_before": _gradient(clean, limits), "gradient_after": _gradient(tainted, limits), "correction": correction,
     }
@@ -47,9 +48,9 @@ def _metrics(records: Iterable[Seen], limits: Limits | None) -> dict[str, float 
     slices = [item for _, rollout, score in records if score is not None
               for item in signals.slice_stats(rollout, score, limits=limits)]
     if not slices:
-        return {"mean_abs_d": None, "clip_rate": None}
+        return dict.fromkeys(MEASURED)
     values = signals.metrics(signals.total(slices))
-    return {name: values[name] if values["n_tokens"] else None for name in ("mean_abs_d", "clip_rate")}
+    return {name: values[name] if values["n_tokens"] else None for name in MEASURED}
 
 
 def _gradient(records: Iterable[Seen], limits: Limits | None) -> dict[str, Any] | None:

@@ -20,8 +20,8 @@ from diagnosis.screening import promising
 MAX_PASSES = 2
 BESIDE = ("stale_weights", "stale_prefix_cache")
 PART = "output head"
-KNOWN = ("vLLM on a CPU keeps its packed head over reload_weights where head and embeddings are tied: restart the engine on the new weights, or untie them; "
-         "elsewhere look for an update that leaves lm_head out")
+KNOWN = ("a copy of the head that an update does not refresh: vLLM on a CPU packs it once where head and embeddings are tied; a float32 copy of it (prime-rl#2438); "
+         "an update that leaves lm_head out. Restart the engine on the new weights")
 
 
 def old_heads(bench: Bench) -> list[Prediction]:

@@ -39,7 +39,7 @@ def diagnosis(verdict: str = "raw_logprobs", *, confident: bool = True, **change
         "verdict": verdict, "confident": confident, "causes": causes, "floor_nats": 0.018,
         "next": "vllm serve MODEL --logprobs-mode processed_logprobs", "fix": "Start the engine with logprobs_mode=processed_logprobs.",
         "impact": {"last_clean_version": "41", "first_tainted_version": "42", "tainted_requests": 318, "token_share": 0.37,
-                   "clip_rate_before": 0.002, "clip_rate_after": 0.11}, **changes})
+                   "clip_rate_before": 0.002, "clip_rate_after": 0.11, "ess_before": 0.998, "ess_after": 0.81}, **changes})
 
 
 @contextmanager

@@ -33,11 +33,13 @@ raw_logprobs (confident)
 • the tap reports logprobs_mode = raw_logprobs
 Impact
 Last clean weight version 41; first tainted 42; 318 scored rollouts since the change are tainted, 37 % of the tokens at hand; \
-PPO clip rate from the mismatch alone 0.2 % before, 11 % since.
+PPO clip rate from the mismatch alone 0.2 % before, 11 % since; effective sample size 99.8 % before, 81 % since.
 Fix
 Start the engine with logprobs_mode=processed_logprobs.
 Do next
 vllm serve MODEL --logprobs-mode processed_logprobs
+Runbook
+klaxon runbook raw_logprobs
 Dashboard (http://127.0.0.1:8501) · Sent because the cause is now known. False-alarm budget: 1 per 30 days; \
 a healthy run crosses this threshold no more often than that. · inc_1"""
 
@@ -48,6 +50,7 @@ FACT_IN_TEXT = """\
   Since    first seen at 05:20:00 UTC, 21 Nov 2026
   Where    replica http://10.0.0.3:8000
   Do next  $ klaxon status   # then the engine's own log: is it up, out of memory, restarting?
+  Runbook  $ klaxon runbook engine_unreachable
   Sent because this is the first notice of this incident. Hard facts spend nothing of the false-alarm budget
   (1 per 30 days).
   http://127.0.0.1:8501 · inc_1"""
@@ -63,6 +66,7 @@ FIRST_IN_TEXT = """\
   Where    the whole run; no replica or position was singled out
   Why      Not known yet. Leading explanation: raw_logprobs, from the stream that raised the alarm.
   Do next  $ klaxon status
+  Runbook  $ klaxon runbook raw_logprobs
   Sent because this is the first notice of this incident. False-alarm budget: 1 per 30 days; a healthy run
   crosses this threshold no more often than that.
   http://127.0.0.1:8501 · inc_1"""
@@ -151,3 +155,10 @@ def test_numbers_no_json_knows_are_left_out_of_the_webhook() -> None:
 def test_every_cause_and_every_fact_has_plain_words() -> None:
     assert set(words.CAUSES_IN_WORDS) == set(CAUSES)
     assert set(words.FACT_TITLES) == set(words.FACT_NEXT) == set(FACTS)
+
+
+def test_a_runbook_is_a_link_where_the_pages_can_be_read() -> None:
+    case = incidents.opened(mismatch(), run="r1", id="inc_1", now=NOW, closed_at=NOW, batch_seconds=120.0)
+    sent = compose(case, reason="first", detail="", budget_text=BUDGET, dashboard_url="", runbook_url="https://docs.test/runbooks/", now=NOW)
+    (link,) = [section for section in sent.sections if section.name == "Runbook"]
+    assert (link.text, link.code) == ("https://docs.test/runbooks/raw_logprobs.md", False)

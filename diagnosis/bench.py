@@ -121,6 +121,13 @@ class Bench(Heads):
                 return None
         return self._headed[version]
 
+    def under_scorer(self, scorer: Scorer | None) -> Bench | None:
+        """The same tokens on a bench of another scorer; None where it cannot score all of them."""
+        if scorer is None:
+            return None
+        other = Bench(self.sheet.rollouts, scorer, versions=self.versions, config=self.config, marks=self._marks)
+        return other if np.array_equal(other.sheet.rollout_N, self.sheet.rollout_N) and np.array_equal(other.sheet.index_N, self.sheet.index_N) else None
+
     def newer_than(self, version: str) -> dict[int, Rollout]:
         """Rollouts with tokens that are labelled with a later version than this one."""
         later = set(self.versions[self.versions.index(version) + 1:])

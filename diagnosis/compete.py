@@ -101,30 +101,31 @@ def _ids(rollouts: Sequence[Rollout], scorer: Scorer, versions: Sequence[str], m
 
 def searched(bench: Bench, floor_nats: float, *, deep: bool) -> tuple[list[Prediction], Part | None]:
     """What competes, in the order of its price, each step only while nothing before it explains the tokens; and a part, where one was found."""
-    field = predictions(bench, CHEAP)
-    if not explained(bench, field, floor_nats):
-        field += predictions(bench, OLDER)
-    if needs_more(bench, field, floor_nats):
-        field += predictions(bench, DEAR)
+    field = _without_parts(bench, floor_nats)
+    unwell = not at_floor(bench, field, floor_nats)
+    if unwell and not explained(bench, field, floor_nats):
+        field += old_heads(bench, lambda headed: _without_parts(headed, floor_nats))
     if explained(bench, field, floor_nats):
         return field, None
-    unwell = not at_floor(bench, field, floor_nats)
-    if unwell:
-        field += sampler_pairs(bench, best_single=min(bench.sheet.residual(one.values_N) for one in field))
-        if explained(bench, field, floor_nats):
-            return field, None
-        field += predictions(bench, UPDATES)
-        if explained(bench, field, floor_nats):
-            return field, None
-        field += old_heads(bench)
-        if explained(bench, field, floor_nats):
-            return field, None
     part = find_part(bench, floor_nats) if deep else None
     if deep and part is None and unwell:
         field += predictions(bench, PASSES)
         if not explained(bench, field, floor_nats):
             field += pairs(bench)
     return field, part
+
+
+def _without_parts(bench: Bench, floor_nats: float) -> list[Prediction]:
+    """Explanations of all tokens at once: views of one pass, older weights, two settings together, updates in mid-rollout."""
+    field = predictions(bench, CHEAP)
+    if not explained(bench, field, floor_nats):
+        field += predictions(bench, OLDER)
+    if needs_more(bench, field, floor_nats):
+        field += predictions(bench, DEAR)
+    if explained(bench, field, floor_nats) or at_floor(bench, field, floor_nats):
+        return field
+    field += sampler_pairs(bench, best_single=min(bench.sheet.residual(one.values_N) for one in field))
+    return field if explained(bench, field, floor_nats) else [*field, *predictions(bench, UPDATES)]
 
 
 def capped(rollouts: Sequence[Rollout], config: DiagnosisConfig) -> list[Rollout]:

@@ -21,8 +21,8 @@ QUICK: tuple[dict[str, float], ...] = (
     {"repetition_penalty": 1.1}, {"repetition_penalty": 1.2})
 
 
-def promising(bench: Bench, variants: Iterable[Variant], count: int) -> list[Variant]:
-    """At most `count` of them, the best first: those that leave less than PROMISING of what is left without them on a few rollouts of one fold."""
+def promising(bench: Bench, variants: Iterable[Variant], count: int, *, least: float = PROMISING) -> list[Variant]:
+    """At most `count` of them, the best first: those that leave less than `least` of what is left without them on a few rollouts of one fold."""
     first = [int(i) for i in np.unique(bench.sheet.rollout_N[bench.sheet.fold_N == 0])]
     left = []
     for variant in variants:
@@ -31,7 +31,7 @@ def promising(bench: Bench, variants: Iterable[Variant], count: int) -> list[Var
         if heads is None:
             continue
         share = quick_residual(heads) / max(quick_residual(bench.part(few)), 1e-9)
-        if share < PROMISING:
+        if share < least:
             left.append((share, variant))
     return [variant for _, variant in sorted(left, key=lambda item: item[0])[:count]]
 

@@ -85,7 +85,8 @@ class Sheet:
 
     def differs(self, f_N: np.ndarray, g_N: np.ndarray) -> np.ndarray:
         """bool [N]: tokens of rollouts in which the two predictions differ anywhere."""
-        apart_N = ~((np.abs(f_N - g_N) < 1e-6) | (f_N == g_N))
+        with np.errstate(invalid="ignore"):  # −inf on both sides is no difference
+            apart_N = ~((np.abs(f_N - g_N) < 1e-6) | (f_N == g_N))
         hit = np.zeros(len(self.rollouts), dtype=bool)
         hit[self.rollout_N[apart_N]] = True
         return hit[self.rollout_N]

@@ -112,12 +112,12 @@ def test_500s_are_retried_with_growing_patience_under_the_same_id(path) -> None:
 
 
 def test_a_receiver_that_does_not_answer_in_time_is_tried_again(path) -> None:
-    with scripted((200, {}, 0.8)) as (url, seen):
+    with scripted((200, {}, 4.0)) as (url, seen):
         alerts = alerts_of(path, slack(url))
         alerts.observe([mismatch()], now=NOW)
         started = time.monotonic()
         assert alerts.deliver_due(NOW) == 0
-        assert 0.3 < time.monotonic() - started < 0.7
+        assert 0.3 < time.monotonic() - started < 3.5
         assert alerts.undelivered()[0]["error"] == "the receiver did not answer in time"
         assert alerts.deliver_due(NOW + 10) == 1
         alerts.stop()
@@ -202,14 +202,14 @@ def test_messages_of_one_incident_arrive_in_order_and_incidents_do_not_wait_for_
 
 
 def test_a_broken_receiver_does_not_hold_up_another(path) -> None:
-    with scripted((200, {}, 1.6)) as (slow, _), receiver() as (server, box):
-        alerts = alerts_of(path, slack(slow, name="slow"), slack(server.url, name="fast"), timeout_seconds=4.0)
+    with scripted((200, {}, 4.0)) as (slow, _), receiver() as (server, box):
+        alerts = alerts_of(path, slack(slow, name="slow"), slack(server.url, name="fast"), timeout_seconds=10.0)
         alerts.start()
         started = time.monotonic()
         alerts.observe([mismatch()], now=NOW)
-        while not box.messages and time.monotonic() - started < 2:
+        while not box.messages and time.monotonic() - started < 3.5:
             time.sleep(0.005)
-        assert time.monotonic() - started < 1.2
+        assert time.monotonic() - started < 3.5
         alerts.stop(drain_seconds=0.0)
     assert len(texts(box)) == 1
 

@@ -67,7 +67,7 @@ def test_an_absent_daemon_costs_the_caller_nothing_and_drops_are_counted(tmp_pat
     sender = Sender(f"unix://{tmp_path}/nobody.sock", token=None, source="plugin", queue_messages=10)
     started = time.perf_counter()
     kept = sum(sender.put({"kind": "rollout", "n": i}) for i in range(2000))
-    assert time.perf_counter() - started < 1.0
+    assert time.perf_counter() - started < 5, "2,000 calls"
     assert sender.dropped == 2000 - kept >= 1900
     sender.close(timeout=0.1)
 

@@ -2,7 +2,7 @@
 
 The address of a name is checked on the very connection that is used, so a second DNS answer cannot slip in between.
 Through a proxy (HTTPS_PROXY and the like) the proxy resolves the name and the check is the proxy's. Errors never name
-the URL: it is a secret.
+the URL or a secret, and what a receiver echoes of them is blanked before anybody sees it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from alerts.config import is_loopback
+from alerts.config import ReceiverConfig
+from alerts.receiver_types import is_loopback
 from collector.errors import GiveUp, RetryLater
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_RETRY_AFTER_SECONDS = 3600.0
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +41,32 @@ class Answer:
     body: str  # at most MAX_ANSWER_BYTES of it
 
 
-class Poster:
-    """POSTs to one fixed URL."""
+_overheard: ContextVar[list[Answer] | None] = ContextVar("klaxon_answers_of_receivers", default=None)
 
-    def __init__(self, url: str, *, allow_private: bool, timeout_seconds: float) -> None:
+
+@contextmanager
+def overheard() -> Iterator[list[Answer]]:
+    """Inside the block every answer this thread gets is also put into the list; for trying a receiver out."""
+    found: list[Answer] = []
+    token = _overheard.set(found)
+    try:
+        yield found
+    finally:
+        _overheard.reset(token)
+
+
+def poster(receiver: ReceiverConfig, url: str, *, timeout_seconds: float, secrets: tuple[str | None, ...] = ()) -> Poster:
+    """A poster to `url` under the receiver's rules, which never repeats `secrets`."""
+    return Poster(url, allow_private=receiver.allow_private, timeout_seconds=timeout_seconds, secrets=tuple(each for each in secrets if each))
+
+
+class Poster:
+    """POSTs to one fixed URL, or below it."""
+
+    def __init__(self, url: str, *, allow_private: bool, timeout_seconds: float, secrets: tuple[str, ...] = ()) -> None:
         self.url, self._timeout = url, timeout_seconds
+        path = url.partition("://")[2].partition("/")[2]
+        self._hidden = sorted({text for text in (url, path, *secrets) if len(text) >= 6}, key=len, reverse=True)
         host = urlsplit(url).hostname or ""
         connect = functools.partial(_connect, allow_private=allow_private, allow_loopback=is_loopback(host))
         handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
@@ -50,14 +75,21 @@ class Poster:
             handlers += [urllib.request.ProxyHandler({}), _Http(connect), _Https(connect)]
         self._opener = urllib.request.build_opener(*handlers)
 
-    def post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Send once.
+    def post(self, body: bytes, headers: Mapping[str, str], *, below: str = "") -> Answer:
+        """Send once, to the URL with `below` appended.
 
         Raises:
             RetryLater: no connection, no answer in time, or it broke off.
             GiveUp: the address leads into a private network and that is not allowed.
         """
-        request = urllib.request.Request(self.url, data=body, headers={"User-Agent": "klaxon", **headers}, method="POST")
+        answer = self._sent(urllib.request.Request(self.url + below, data=body, headers={"User-Agent": "klaxon", **headers}, method="POST"))
+        for hidden in self._hidden:
+            answer = replace(answer, body=answer.body.replace(hidden, "…"))
+        if (found := _overheard.get()) is not None:
+            found.append(answer)
+        return answer
+
+    def _sent(self, request: urllib.request.Request) -> Answer:
         try:
             with self._opener.open(request, timeout=self._timeout) as response:
                 return Answer(status=response.status, headers=dict(response.headers.items()), body=self._read(response))
@@ -175,8 +207,15 @@ def _connect(address: tuple[str, int], timeout: float, source_address: object = 
 
 def _permitted(host: str, *, allow_private: bool, allow_loopback: bool) -> bool:
     address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    if isinstance(address, ipaddress.IPv6Address):
+        address = _inner(address) or address
     if address.is_loopback:
         return allow_loopback or allow_private
-    return allow_private or address.is_global
+    return allow_private or (address.is_global and not address.is_multicast)
+
+
+def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address an IPv6 one stands for: mapped, 6to4, or NAT64."""
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import http.client
+import io
 import ipaddress
 import math
 import socket
@@ -103,7 +104,7 @@ class Poster:
             _fail(error)
 
     def _read(self, response: Any) -> str:
-        """A little of the answer: enough to say why; a slow or endless one costs no more than the time limit."""
+        """A little of the answer: enough to say why; a slow or endless one costs no more than the time limit (through a proxy, between bytes)."""
         found, ends_at = b"", time.monotonic() + self._timeout
         try:
             while len(found) < MAX_ANSWER_BYTES and time.monotonic() < ends_at:
@@ -178,24 +179,55 @@ class _Https(urllib.request.HTTPSHandler):
         return self.do_open(functools.partial(_opened, http.client.HTTPSConnection, self._connect), req)
 
 
+class _Timely(io.RawIOBase):
+    """What a socket receives, all of it within the socket's time limit: a receiver that drips bytes gets no more time than one that is silent."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._inner = connection, connection.makefile("rb", buffering=0)
+        self._ends_at = time.monotonic() + (connection.gettimeout() or 0.0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._ends_at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._inner.readinto(buffer)
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Timely(sock))
+
+
 def _opened(kind: Any, connect: Any, host: str, **options: Any) -> http.client.HTTPConnection:
     connection: Any = kind(host, **options)
+    connection.response_class = _Response
     connection._create_connection = connect  # http.client's one hook below TLS; certificates are still checked against the name
     return connection
 
 
 def _connect(address: tuple[str, int], timeout: float, source_address: object = None, *,
              allow_private: bool, allow_loopback: bool) -> socket.socket:
-    """socket.create_connection, to permitted addresses only."""
-    refused, last = False, OSError("no address")
+    """socket.create_connection, to permitted addresses only; all of them together get `timeout` seconds."""
+    refused, last, ends_at = False, OSError("no address"), time.monotonic() + timeout
     for family, kind, protocol, _, where in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
         if not _permitted(str(where[0]), allow_private=allow_private, allow_loopback=allow_loopback):
             refused = True
             continue
         connection = socket.socket(family, kind, protocol)
-        connection.settimeout(timeout)
         try:
+            connection.settimeout(max(ends_at - time.monotonic(), 0.001))
             connection.connect(where)
+            connection.settimeout(timeout)
             return connection
         except OSError as error:
             connection.close()

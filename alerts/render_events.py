@@ -33,7 +33,7 @@ def labels(message: Message) -> dict[str, str]:
         found["cause"] = str(message.facts["cause"])
     for key, value in dict(message.facts.get("slice") or {}).items():
         name = re.sub(r"[^a-zA-Z0-9_]", "_", str(key))
-        if name in found or name == "cause" or not re.match(r"[a-zA-Z_](?!_)", f"{name}."):
+        if name in found or name == "cause" or not re.match(r"(?!__)[a-zA-Z_]", name):
             name = f"slice_{name.lstrip('_')}"
         found[name] = str(value)
     return {name: value for name, value in found.items() if value}

@@ -57,7 +57,8 @@ KINDS = {
 }
 MISSING = [] if importlib.util.find_spec("apprise") else ["apprise"]
 NO_APPRISE = pytest.mark.skipif(bool(MISSING), reason="the apprise library is not installed (extra `apprise`)")
-EVERY = [pytest.param(name, marks=NO_APPRISE if KINDS[name].own_http else (), id=name) for name in KINDS]
+QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # apprise's own imports
+EVERY = [pytest.param(name, marks=(NO_APPRISE, QUIET) if KINDS[name].own_http else (), id=name) for name in KINDS]
 GUARDED = [name for name, kind in KINDS.items() if not kind.own_http]
 
 

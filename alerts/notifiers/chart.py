@@ -60,11 +60,11 @@ def _png(points: Sequence[tuple[float, float]], *, threshold: float | None, sinc
 
 
 def _points(given: Any) -> list[tuple[float, float]]:
-    """The finite pairs, in order of time, the newest MAX_POINTS of them."""
+    """The drawable pairs, in order of time, the newest MAX_POINTS of them."""
     found = []
     for pair in given if isinstance(given, (list, tuple)) else ():
         at, value = (_finite(each) for each in pair) if isinstance(pair, (list, tuple)) and len(pair) == 2 else (None, None)
-        if at is not None and value is not None and 0 <= at < 4e9:
+        if at is not None and value is not None and 0 <= at < 4e9 and abs(value) < 1e9:
             found.append((at, value))
     return sorted(found)[-MAX_POINTS:]
 

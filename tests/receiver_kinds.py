@@ -71,14 +71,15 @@ def running(name: str, environ: pytest.MonkeyPatch, **changes: Any) -> Iterator[
         yield build(kind.config(**changes), timeout_seconds=0.5), service
 
 
-def life(**drift: Any) -> dict[str, Message]:
-    """The messages of one incident: first, diagnosed, acknowledged, worse, resolved; with stable ids."""
-    first = incidents.opened(mismatch(**drift), run="r1", id="inc_5d1c0ffee123", now=NOW, closed_at=NOW, batch_seconds=120.0)
-    known = incidents.diagnosed(first, diagnosis(), now=NOW + 42)
-    taken = incidents.acknowledged(known, now=NOW + 300)
-    over = incidents.resolved(taken, now=NOW + 7500)
-    told = {"first": (first, "this is the first notice of this incident"), "diagnosed": (known, "the cause is now known"),
-            "acknowledged": (taken, "somebody has taken it"), "worse": (taken, "it spread: replica b"), "resolved": (over, "the incident is over")}
-    return {reason: replace(compose(case, reason=reason, detail=detail, budget_text=BUDGET, dashboard_url="http://127.0.0.1:8501", now=at),
+def life(*, began: float = NOW, **drift: Any) -> dict[str, Message]:
+    """The messages of one incident opened at `began` (UTC seconds): first, diagnosed, acknowledged, worse, resolved; with stable ids."""
+    first = incidents.opened(mismatch(**drift), run="r1", id="inc_5d1c0ffee123", now=began, closed_at=began, batch_seconds=120.0)
+    known = incidents.diagnosed(first, diagnosis(), now=began + 42)
+    taken = incidents.acknowledged(known, now=began + 300)
+    over = incidents.resolved(taken, now=began + 7500)
+    told = {"first": (0, first, "this is the first notice of this incident"), "diagnosed": (42, known, "the cause is now known"),
+            "acknowledged": (300, taken, "somebody has taken it"), "worse": (900, taken, "it spread: replica b"),
+            "resolved": (7500, over, "the incident is over")}
+    return {reason: replace(compose(case, reason=reason, detail=detail, budget_text=BUDGET, dashboard_url="http://127.0.0.1:8501", now=began + after),
                             id=f"msg_{number}")
-            for number, (at, (reason, (case, detail))) in enumerate(zip((NOW, NOW + 42, NOW + 300, NOW + 900, NOW + 7500), told.items(), strict=True), 1)}
+            for number, (reason, (after, case, detail)) in enumerate(told.items(), 1)}

@@ -34,11 +34,11 @@ def as_text(message: Message) -> str:
 
 def as_slack(message: Message) -> dict[str, Any]:
     """A whole message in Slack: Block Kit beside a bar in the colour of the state, and a text for notifications and screen readers."""
-    blocks: list[dict[str, Any]] = [_markdown(f"*{escape(message.headline)}*\nrun {escape(message.run)}"), *_blocks(message.sections)]
+    headline = _markdown(f"*{escape(message.headline)}*\nrun {escape(message.run)}")  # not in the attachment: Slack folds long ones
     link = f"<{escape(message.dashboard_url)}|Dashboard> · " if message.dashboard_url else ""
-    blocks.append(_context(f"{link}{escape(message.because)} · {escape(message.incident_id)}"))
+    blocks = [*_blocks(message.sections), _context(f"{link}{escape(message.because)} · {escape(message.incident_id)}")]
     header = {"type": "header", "text": {"type": "plain_text", "text": cut(titled(message), 150), "emoji": True}}
-    return {"text": slack_text(message), "blocks": [header], "attachments": [{"color": COLOURS[message.state], "blocks": blocks}],
+    return {"text": slack_text(message), "blocks": [header, headline], "attachments": [{"color": COLOURS[message.state], "blocks": blocks}],
             "unfurl_links": False, "unfurl_media": False}
 
 

@@ -45,8 +45,9 @@ def as_slack(message: Message) -> dict[str, Any]:
 def as_slack_reply(message: Message) -> dict[str, Any]:
     """What is new, for the thread below a root message that shows the rest."""
     old = OLD_NEWS.get(message.reason, ())
+    shown = message.state != "resolved" and message.reason != "acknowledged"
     blocks = [_markdown(f"{MARKS[message.state]} *{escape(message.headline)}*"),
-              *_blocks(tuple(each for each in message.sections if message.state != "resolved" and each.name not in old)),
+              *_blocks(tuple(each for each in message.sections if shown and each.name not in old)),
               _context(escape(message.because))]
     return {"text": slack_text(message), "blocks": blocks, "unfurl_links": False, "unfurl_media": False}
 

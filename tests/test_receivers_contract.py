@@ -121,6 +121,18 @@ def test_a_name_that_leads_into_a_private_network_is_refused(name, address, monk
 
 
 @pytest.mark.parametrize("name", GUARDED)
+def test_a_name_that_is_not_found_may_be_found_later(name, monkeypatch) -> None:
+    def lookup(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    KINDS[name].plant(monkeypatch, "http://hooks.example.test")
+    monkeypatch.setattr("socket.getaddrinfo", lookup)
+    with pytest.raises(RetryLater, match="gaierror") as caught:
+        build(KINDS[name].config(allow_http=True), timeout_seconds=0.5).send(FIRST, now=time.time(), memory={})
+    assert "example" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", GUARDED)
 def test_the_address_that_was_checked_is_the_one_connected_to(name, monkeypatch) -> None:
     """A second DNS answer has no chance: a name is looked up once a connection, and that very answer is used."""
     asked, connected = [], []

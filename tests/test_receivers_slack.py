@@ -50,8 +50,9 @@ def test_the_root_shows_the_newest_state_and_the_thread_tells_the_news(monkeypat
 
 def test_a_thread_repeats_nothing_the_root_says(monkeypatch) -> None:
     told = life()
-    news, over = json.dumps(as_slack_reply(told["diagnosed"])), json.dumps(as_slack_reply(told["resolved"]))
+    news, taken, over = (json.dumps(as_slack_reply(told[reason])) for reason in ("diagnosed", "acknowledged", "resolved"))
     assert "vllm serve MODEL" in news and "explains all but" in news and "*Since*" not in news and "ln A" not in news
+    assert "explains all but" not in taken and "somebody has taken it" in taken
     assert "explains all but" not in over and "incident is over" in over
 
 
@@ -84,6 +85,15 @@ def test_a_deleted_root_is_replaced_by_a_new_one(monkeypatch) -> None:
         assert memory["ts"] != gone and memory["ts"] in roots(service) and replies(service) == []
         notifier.send(told["resolved"], now=NOW, memory=memory)
     assert replies(service)[0]["thread_ts"] == memory["ts"]
+
+
+@pytest.mark.parametrize("error", ["cant_update_message", "channel_not_found", "is_archived"])
+def test_a_root_out_of_reach_is_replaced_where_the_config_says_now(error, monkeypatch) -> None:
+    memory = {"channel": "C0LD", "ts": "1.000001"}
+    with running("slack", monkeypatch) as (notifier, service):
+        service.refuse["chat.update"] = error
+        notifier.send(life()["diagnosed"], now=NOW, memory=memory)
+    assert list(roots(service)) == [memory["ts"]] and memory["channel"] == "C0ONCALL"
 
 
 def test_a_retry_does_not_say_the_same_twice_in_the_thread(monkeypatch) -> None:

@@ -13,6 +13,7 @@ import io
 import ipaddress
 import math
 import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -153,6 +154,8 @@ def _fail(error: BaseException) -> NoReturn:
         raise error
     if isinstance(error, TimeoutError):
         raise RetryLater("the receiver did not answer in time") from None
+    if isinstance(error, ssl.SSLCertVerificationError):
+        raise RetryLater("the receiver's certificate is not trusted; if it is your own, name its authority in SSL_CERT_FILE") from None
     raise RetryLater(f"the receiver cannot be reached ({type(error).__name__})") from None
 
 

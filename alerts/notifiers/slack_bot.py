@@ -15,7 +15,7 @@ from alerts.config import ReceiverConfig
 from alerts.message import Message
 from alerts.notifiers import http
 from alerts.notifiers.chart import drawn
-from alerts.notifiers.slack_client import Client
+from alerts.notifiers.slack_client import GONE_WITH_ITS_CHANNEL, Client
 from alerts.render import as_slack, as_slack_reply
 from collector.errors import GiveUp, RetryLater
 
@@ -51,7 +51,7 @@ class SlackBotNotifier:
         if not memory.get("ts"):
             return False
         place = {"channel": memory["channel"], "ts": memory["ts"]}
-        return bool(self._client.call("chat.update", json={**as_slack(message), **place}).get("ok"))
+        return bool(self._client.call("chat.update", gone=GONE_WITH_ITS_CHANNEL, json={**as_slack(message), **place}).get("ok"))
 
     def _replied(self, message: Message, memory: MutableMapping[str, str]) -> bool:
         """The thread has the news; False when it is gone."""

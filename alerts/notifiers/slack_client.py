@@ -21,6 +21,7 @@ PASSING = frozenset({"ratelimited", "rate_limited", "internal_error", "fatal_err
 """Errors of Slack's that another attempt may mend."""
 GONE = frozenset({"message_not_found", "thread_not_found", "cant_update_message", "edit_window_closed"})
 """Errors that say the root message can no longer be changed."""
+GONE_WITH_ITS_CHANNEL = GONE | {"channel_not_found", "not_in_channel", "is_archived"}
 _TOKEN = "the bot token is not valid (any more); put the app's current Bot User OAuth Token (xoxb-…) where secret_env or secret_file points"
 WHAT_TO_DO = {
     "channel_not_found": "the bot sees no such channel: check `channel` (its id, C…), and invite the bot if it is private",
@@ -44,8 +45,8 @@ class Client(WebClient):
         answer = self._poster.post(data, dict(req.header_items()), below=url.removeprefix(self._poster.url))
         return {"status": answer.status, "headers": dict(answer.headers), "body": answer.body}
 
-    def call(self, method: str, **given: Any) -> dict[str, Any]:
-        """Slack's answer: {"ok": true, …}, or {"ok": false, "error": one of GONE}.
+    def call(self, method: str, *, gone: frozenset[str] = GONE, **given: Any) -> dict[str, Any]:
+        """Slack's answer: {"ok": true, …}, or {"ok": false, "error": one of `gone`}.
 
         Raises:
             RetryLater: HTTP 429 and 5xx, with Retry-After, and Slack's passing errors.
@@ -61,7 +62,7 @@ class Client(WebClient):
             said = str(data.get("error", "unknown"))[:80]
         except SlackClientError as error:
             raise GiveUp(f"the Slack client refuses the message ({type(error).__name__})") from None
-        if said in GONE:
+        if said in gone:
             return {"ok": False, "error": said}
         if said in PASSING:
             raise RetryLater(f"Slack answered {said}")

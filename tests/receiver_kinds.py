@@ -63,12 +63,12 @@ GUARDED = [name for name, kind in KINDS.items() if not kind.own_http]
 
 
 @contextmanager
-def running(name: str, environ: pytest.MonkeyPatch, **changes: Any) -> Iterator[tuple[Notifier, Any]]:
-    """The notifier of a kind and the service it speaks to."""
+def running(name: str, environ: pytest.MonkeyPatch, *, patience: float = 20.0, **changes: Any) -> Iterator[tuple[Notifier, Any]]:
+    """The notifier of a kind and the service it speaks to; `patience` in seconds."""
     kind = KINDS[name]
     with served(kind.service(secret=kind.secret)) as service:
         kind.plant(environ, service.url)
-        yield build(kind.config(**changes), timeout_seconds=0.5), service
+        yield build(kind.config(**changes), timeout_seconds=patience), service
 
 
 def life(*, began: float = NOW, **drift: Any) -> dict[str, Message]:

@@ -18,7 +18,7 @@ from receiver_services import Reply, served
 
 def table(receiver: ReceiverConfig) -> str:
     given = receiver.model_dump(exclude_defaults=True)
-    return "[alerts]\ntimeout_seconds = 0.5\n[[alerts.receivers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items())
+    return "[alerts]\ntimeout_seconds = 20.0\n[[alerts.receivers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items())
 
 
 @pytest.fixture

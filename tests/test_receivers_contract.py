@@ -87,7 +87,7 @@ def test_no_answer_a_dripping_one_and_a_broken_one_are_tried_again(name, fault, 
     if KINDS[name].own_http and fault is dripping:
         pytest.skip("apprise's own HTTP waits between bytes, not for the whole")
     over = threading.Event()
-    with running(name, monkeypatch) as (notifier, service):
+    with running(name, monkeypatch, patience=0.5) as (notifier, service):
         service.script.append(fault(over))
         started = time.monotonic()
         try:
@@ -179,7 +179,7 @@ def test_a_secret_leaves_no_trace_even_when_the_service_echoes_it(name, monkeypa
 
     with served(kind.service(secret=kind.secret)) as service:
         kind.plant(monkeypatch, service.url)
-        alerts = alerts_of(tmp_path / "control.sqlite", kind.config())
+        alerts = alerts_of(tmp_path / "control.sqlite", kind.config(), timeout_seconds=20.0)
         service.script += [echo, echo]
         alerts.observe([mismatch()], now=NOW)
         alerts.deliver_due(time.time())

@@ -162,7 +162,7 @@ def test_an_e_mail_arrives_as_escaped_html(monkeypatch) -> None:
         thread.start()
         try:
             monkeypatch.setenv("KX_MAIL", f"mailto://127.0.0.1:{server.server_address[1]}?from=klaxon@run.test&to=oncall@team.test&mode=insecure")
-            notifier = build(ReceiverConfig(type="apprise", url_env="KX_MAIL"), timeout_seconds=2.0)
+            notifier = build(ReceiverConfig(type="apprise", url_env="KX_MAIL"), timeout_seconds=20.0)
             notifier.send(life(slice={"replica": "<script>alert(1)</script> @everyone"})["first"], now=NOW, memory={})
         finally:
             server.shutdown()

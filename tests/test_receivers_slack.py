@@ -61,7 +61,7 @@ def test_an_incident_keeps_its_thread_over_restarts_of_the_daemon(monkeypatch, t
     with served(kind.service(secret=kind.secret)) as service:
         kind.plant(monkeypatch, service.url)
         for step in range(3):
-            alerts = alerts_of(tmp_path / "control.sqlite", kind.config())
+            alerts = alerts_of(tmp_path / "control.sqlite", kind.config(), timeout_seconds=20.0)
             if step == 0:
                 alerts.observe([mismatch()], now=NOW)
             elif step == 1:
@@ -168,6 +168,14 @@ def test_a_chart_that_cannot_be_shown_costs_the_message_nothing(change, said, mo
             notifier.send(with_chart(life()["first"]), now=NOW, memory=memory)
         assert len(roots(service)) == 1 and memory["ts"]
     assert said in caplog.text and len(caplog.records) == 1
+
+
+def test_a_slow_slack_gets_no_chart(monkeypatch, caplog) -> None:
+    caplog.set_level(logging.WARNING)
+    with running("slack", monkeypatch) as (notifier, service):
+        notifier._timeout = -1.0
+        notifier.send(with_chart(life()["first"]), now=NOW, memory={})
+    assert [each["method"] for each in service.accepted] == ["chat.postMessage"] and "slow" in caplog.text
 
 
 def test_the_picture_shows_the_line_the_threshold_and_the_interval() -> None:

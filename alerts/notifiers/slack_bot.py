@@ -7,6 +7,7 @@ first; what was already said in the thread is remembered by the message's id, so
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,13 +39,14 @@ class SlackBotNotifier:
         return {"channel": self._channel, **as_slack(message)}
 
     def send(self, message: Message, *, now: float, memory: MutableMapping[str, str]) -> None:
-        """Send once. Raises RetryLater or GiveUp."""
+        """Send once, in at most 8 time limits (connect, TLS, send and answer, twice). Raises RetryLater or GiveUp."""
+        chart_until = time.monotonic() + 2 * self._timeout
         if not self._updated(message, memory) or not self._replied(message, memory):
             answer = self._client.call("chat.postMessage", json=self.preview(message))
             if not answer.get("ts") or not answer.get("channel"):
                 raise GiveUp(f"Slack took the message and did not say which one it is ({answer.get('error', 'no ts')})")
             memory.update(channel=str(answer["channel"]), ts=str(answer["ts"]), said=message.id)
-        self._illustrate(message, memory)
+        self._illustrate(message, memory, until=chart_until)
 
     def _updated(self, message: Message, memory: MutableMapping[str, str]) -> bool:
         """The root shows the newest state; False when there is none (any more)."""
@@ -63,12 +65,12 @@ class SlackBotNotifier:
             memory["said"] = message.id
         return bool(answer.get("ok"))
 
-    def _illustrate(self, message: Message, memory: MutableMapping[str, str]) -> None:
+    def _illustrate(self, message: Message, memory: MutableMapping[str, str], *, until: float) -> None:
         """The chart, where there is one, tried once: the words have arrived, so nothing is retried for the sake of a picture."""
         if memory.get("chart") in (message.id, "refused") or (png := drawn(message)) is None:
             return
         try:
-            self._upload(png, message, memory)
+            self._upload(png, message, memory, until)
             memory["chart"] = message.id
         except GiveUp as error:
             memory["chart"] = "refused"
@@ -77,14 +79,17 @@ class SlackBotNotifier:
             memory["chart"] = message.id
             log.warning("receiver %s: this chart is left out: %s", self._receiver.name, error)
 
-    def _upload(self, png: bytes, message: Message, memory: MutableMapping[str, str]) -> None:
+    def _upload(self, png: bytes, message: Message, memory: MutableMapping[str, str], until: float) -> None:
+        _in_time(until)
         name = f"{message.incident_id}.png"
         given = self._client.call("files.getUploadURLExternal", params={
             "filename": name, "length": len(png), "alt_txt": f"Evidence over time: {message.title}"})
         url = str(given.get("upload_url", ""))
         if not self._may_take(url):
             raise GiveUp("Slack named an upload address that is none of its own")
+        _in_time(until)
         http.judge(http.poster(self._receiver, url, timeout_seconds=self._timeout).post(png, {"Content-Type": "image/png"}))
+        _in_time(until)
         self._client.call("files.completeUploadExternal", json={
             "files": [{"id": given.get("file_id"), "title": "Evidence over time"}], "channel_id": memory["channel"], "thread_ts": memory["ts"]})
 
@@ -97,3 +102,9 @@ class SlackBotNotifier:
             return False
         home = self._host.removeprefix("www.")
         return (host == home or host.endswith(f".{home}")) and (parts.scheme == "https" or self._client.base_url.startswith("http:"))
+
+
+def _in_time(until: float) -> None:
+    """A picture must not hold the message longer than its lease."""
+    if time.monotonic() > until:
+        raise RetryLater("Slack is slow just now")

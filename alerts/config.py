@@ -62,7 +62,7 @@ class ReceiverConfig(BaseModel):
             one_of = "url, url_env and url_file" if takes.address == "public" else "url_env and url_file"
             raise ValueError(f"{whose} needs exactly one of {one_of}; {said}")
         if self.url and takes.address == "secret" and not is_plain_loopback(self.url):
-            raise ValueError(f"{whose}: a webhook address is a secret and does not belong in config.toml; put it "
+            raise ValueError(f"{whose}: this address is a secret and does not belong in config.toml; put it "
                              "into an environment variable or a file and name that with url_env or url_file "
                              "(a literal url is only for http:// on this machine)")
 

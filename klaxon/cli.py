@@ -18,7 +18,8 @@ COMMANDS = {
     "export": "klaxon.commands.export", "status": "klaxon.commands.status",
     "rebaseline": "klaxon.commands.rebaseline", "quarantine": "klaxon.commands.quarantine",
     "proxy": "klaxon.commands.proxy", "receive-weights": "klaxon.commands.receive_weights",
-    "runbook": "klaxon.commands.runbook", "reference": "klaxon.commands.reference", "compare": "klaxon.commands.compare",
+    "alerts": "klaxon.commands.alerts", "runbook": "klaxon.commands.runbook",
+    "reference": "klaxon.commands.reference", "compare": "klaxon.commands.compare",
 }
 """Name → module; the module holds a function of the command's name, _ for - (its docstring is the help), or a group of commands."""
 

@@ -1,17 +1,20 @@
-"""The tap in a real vLLM engine with the real model: what it reports is what the client got."""
+"""The tap in a real vLLM engine with the real model: what it reports is what the client got; and what a preflight says of that engine."""
 
+import json
 import os
 import time
 
 import httpx
 import pytest
 from tap_daemon import Daemon, wait
+from typer.testing import CliRunner
 
 from collector.records import Sampling
 from collector.sources.rollout_json import parse_rollout
 from diagnosis.engine_audit import audit
 from diagnosis.engine_told import Assumed
 from klaxon.canary import MARK, Canary
+from klaxon.cli import app
 from klaxon.demo.children import free_port
 from klaxon.demo.engine import MODEL_NAME, Engine, engine_dtype
 from klaxon.demo.model import DEFAULT_FOLDER
@@ -200,3 +203,17 @@ def test_the_audit_reads_every_setting_of_a_live_engine(tapped):
     asked = ask(engine.url, model=str(DEFAULT_FOLDER))
     untold = {check.name for check in audit(asked.told, Assumed(head_dtype="float32", body_dtype=engine_dtype())) if check.state == "unknown"}
     assert set(asked.sources.values()) == {"answers"} and untold <= {"attention backend"}, "vLLM does not tell the kernel it chose"
+
+
+@pytest.mark.parametrize(("expects", "code", "state", "verdict"), [("processed_logprobs", 0, "passed", "healthy"), ("raw_logprobs", 1, "failed", "raw_logprobs")])
+def test_a_preflight_tells_what_the_trainer_may_take_these_logprobs_for(tapped, tmp_path, expects, code, state, verdict):
+    engine, _, client = tapped
+    client.post("/update_weight_version", json={"new_version": "default"}).raise_for_status()
+    config = tmp_path / "config.toml"
+    config.write_text(f'[trainer]\nexpected_logprobs_mode = "{expects}"\n[canary]\nmax_tokens = 12\n', encoding="utf-8")
+    result = CliRunner().invoke(app(["preflight"]), ["preflight", "--engine", engine.url, "--model", str(DEFAULT_FOLDER), "--temperature", "0.7",
+                                                     "--config", str(config), "--body-dtype", engine_dtype(), "--json"])
+    found = json.loads(result.stdout)
+    rows = {row["name"]: row["state"] for row in found["rows"]}
+    assert (result.exit_code, rows["logprobs"], found["diagnosis"]["verdict"]) == (code, state, verdict), found["rows"]
+    assert rows["tokenizer"] == rows["canaries"] == "passed" and (rows["settings"] == "failed") == (expects == "raw_logprobs")

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from alerts.policy import policy_of
 from collector.errors import ConfigError
 
 
@@ -27,6 +28,19 @@ class ReceiverConfig(BaseModel):
     secret_file: str = Field("", description="webhook: file that holds the signing secret")
     allow_http: bool = Field(False, description="permit http to another machine; the address and the alert travel readable")
     allow_private: bool = Field(False, description="permit addresses of private networks (10.…, 192.168.…, link-local, …)")
+    match: dict[str, list[str]] = Field(default_factory=dict, description="only incidents that fit, by severity, run, cause and fault, each a list of values or globs; {} = all")
+    escalation: bool = Field(False, description="hears of an incident only once nobody has acknowledged it for escalate_after_seconds")
+    quiet_hours: list[str] = Field(default_factory=list, description="times of day it is left alone, e.g. [\"22:00-07:00\"]; told when they end, if still open")
+    time_zone: str = Field("UTC", description="time zone of quiet_hours, e.g. Europe/Berlin")
+    quiet_passes: list[Literal["page", "warn"]] = Field(default=["page"], description="severities that are told in quiet hours all the same")
+
+    @model_validator(mode="after")
+    def _is_routed(self) -> Self:
+        try:
+            policy_of(self)
+        except ValueError as error:
+            raise ValueError(f"receiver {self.name or self.type!r}: {error}") from None
+        return self
 
     @model_validator(mode="after")
     def _addresses_are_not_secrets(self) -> Self:
@@ -81,6 +95,9 @@ class AlertsConfig(BaseModel):
     backoff_seconds: float = Field(1.0, gt=0, description="first pause after a failed delivery; doubles up to backoff_max_seconds, with full jitter, seconds")
     backoff_max_seconds: float = Field(300.0, gt=0, description="longest pause between two attempts, seconds")
     receivers: list[ReceiverConfig] = Field(default_factory=list, description="Where alerts go besides the console.")
+    escalate_after_seconds: float = Field(1800.0, gt=0, description="an incident that fires unacknowledged for this long is told again, and to receivers with escalation = true, seconds")
+    flap_window_seconds: float = Field(900.0, ge=0, description="a fault that returns within this long of its end reopens its incident; from the second return on, ends and returns wait until it holds still for this long, seconds")
+    group_over: int = Field(10, ge=0, description="of one fault (on many replicas, say) at most this many incidents are told one by one, the others counted in the oldest one's messages; 0 = all are told")
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -63,7 +63,7 @@ def slack(url: str, **changes: Any) -> ReceiverConfig:
 
 def alerts_of(path: Path, *receivers: ReceiverConfig, **changes: Any) -> Alerts:
     """An Alerts object without the console and with short patience."""
-    config = AlertsConfig(**{"console": False, "receivers": list(receivers), "timeout_seconds": 0.4, "backoff_seconds": 0.01, **changes})
+    config = AlertsConfig(**{"console": False, "receivers": list(receivers), "timeout_seconds": 0.4, "backoff_seconds": 0.01, "group_over": 0, **changes})
     return Alerts(config, path, run="r1", budget_text=BUDGET)
 
 

@@ -184,7 +184,11 @@ class Alerts:
 
     def open_incidents(self) -> tuple[Incident, ...]:
         """Firing and acknowledged incidents, oldest first."""
-        return tuple(case.incident for case in rows.cases(self._database.rows(OPEN)))
+        return tuple(case.incident for case in self.open_cases())
+
+    def open_cases(self) -> tuple[Case, ...]:
+        """The same with the times their faults began."""
+        return rows.cases(self._database.rows(OPEN))
 
     def incidents(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest incidents first, as dicts fit for JSON."""

@@ -22,6 +22,7 @@ from collector.sources.inbox import TapInbox
 from collector.sources.trainer_logprobs import parse_trainer_word
 from collector.store import Store
 from detectors.bank import Bank
+from klaxon.alert_routes import alerts_router
 from klaxon.api import build_api
 from klaxon.bank_state import load, load_requests
 from klaxon.batches import BatchBuilder
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from klaxon.shadow_views import ShadowViews
 
 log = logging.getLogger("klaxon")
-HEARTBEAT_SECONDS, METRICS_SECONDS = 5.0, 2.0
+HEARTBEAT_SECONDS, METRICS_SECONDS, ALERTS_SECONDS = 5.0, 2.0, 15.0
 RETENTION_SECONDS = 3600.0
 
 
@@ -60,7 +61,7 @@ class Daemon:
                            threads=config.store.threads)
         self.alerts = Alerts(config.alerts, folder / "control.sqlite", run=config.run.name,
                              budget_text=config.detectors.false_alarms,
-                             batch_seconds=config.daemon.batch_seconds)
+                             batch_seconds=config.daemon.batch_seconds, exclusive=True)
         self.taps = TapBook(self._engine_says)
         self.probe = EngineProbe(config.engine.url, self.say)
         self.inbox = TapInbox(config.sources.inbox_rollouts)
@@ -96,6 +97,7 @@ class Daemon:
         self.api: FastAPI = build_api(self.store, self.live)
         self.token = read_token(config)
         self.api.include_router(ingest_router(self.ingest, token=self.token, weights=self.trainer.take_checked_weights))
+        self.api.include_router(alerts_router(self.alerts, token=self.token, verdict=self.live.judged))
         self.socket = Path(config.daemon.socket or folder / "klaxon.sock")
 
     def _requests_state(self) -> list[dict[str, Any]]:
@@ -188,6 +190,7 @@ class Daemon:
         chores = [
             ("heartbeat", self.live.beat, HEARTBEAT_SECONDS),
             ("metrics", self.trainer.poll_metrics, METRICS_SECONDS),
+            ("alerts", lambda: self.alerts.tick(time.time()), ALERTS_SECONDS),
             ("checkpoint", self.store.checkpoint, store_config.checkpoint_seconds),
             ("retention", lambda: self.store.retention(time.time(), store_config), RETENTION_SECONDS),
         ]
@@ -216,9 +219,12 @@ def read_token(config: Config) -> str | None:
     daemon = config.daemon
     if daemon.token_file:
         try:
-            return Path(daemon.token_file).read_text(encoding="utf-8").strip()
+            found = Path(daemon.token_file).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigError(f"daemon.token_file: {daemon.token_file} cannot be read ({error.strerror})") from None
+        if not found:
+            raise ConfigError(f"daemon.token_file: {daemon.token_file} is empty; put the token there")
+        return found
     token = os.environ.get(daemon.token_env) or None
     if token is None and daemon.host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(f"daemon.host is {daemon.host}, reachable from outside: set {daemon.token_env} or "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from collector.records import Incident
 from collector.sources.refusals import added
 from detectors.hardfacts import EngineSeen, Observation
+from klaxon.verdict import Seen, Verdict, judge
 
 if TYPE_CHECKING:
     from klaxon.app import Daemon
@@ -85,6 +86,15 @@ class Live:
             oldest_unscored_at=daemon.worker.oldest_unscored_at, disk_free_bytes=daemon.store.free_bytes(),
             store_refusing_since=daemon.watch.store_refusing_since, declared_dtype=daemon.config.contract.engine_dtype,
             engine_dtype=_engine_dtype(daemon.taps.engine_config()), trainer=daemon.trainer.health.facts(now))
+
+    def judged(self, run: str, now: float) -> Verdict:
+        """GET /v1/verdict: may a trainer trust what it gets?"""
+        daemon, batch = self._daemon, self._daemon.watch.last_batch
+        compared = [item.rollout.version for item in list(daemon.worker.recent) if batch is not None and item.t <= batch.t]
+        seen = Seen(run=daemon.config.run.name, last_rollout_at=daemon.worker.last_rollout_at, last_compared_at=daemon.worker.last_scored_at,
+                    last_batch_at=batch.closed_at if batch is not None else None, batch_seconds=daemon.config.daemon.batch_seconds,
+                    compared_version=compared[-1] if compared else None)
+        return judge(seen, daemon.alerts.open_cases(), run=run, now=now)
 
     def _verdict(self, now: float) -> tuple[str, str]:
         daemon = self._daemon

@@ -96,7 +96,7 @@ class AlertsConfig(BaseModel):
     backoff_max_seconds: float = Field(300.0, gt=0, description="longest pause between two attempts, seconds")
     receivers: list[ReceiverConfig] = Field(default_factory=list, description="Where alerts go besides the console.")
     escalate_after_seconds: float = Field(1800.0, gt=0, description="an incident that fires unacknowledged for this long is told again, and to receivers with escalation = true, seconds")
-    flap_window_seconds: float = Field(900.0, ge=0, description="a fault that returns within this long of its end reopens its incident; from the second return on, ends and returns wait until it holds still for this long, seconds")
+    flap_window_seconds: float = Field(900.0, ge=0, description="a fault that returns within this long of its end reopens its incident, whose end is then told only once it has stayed away for this long, seconds")
     group_over: int = Field(10, ge=0, description="of one fault (on many replicas, say) at most this many incidents are told one by one, the others counted in the oldest one's messages; 0 = all are told")
 
     @model_validator(mode="after")

@@ -1,7 +1,8 @@
-"""Damp: a fault that comes and goes is told once it holds still. Pure.
+"""Damp: a fault that comes and goes is not a new page each time. Pure.
 
-The first return within the flap window is told (the incident reopens), and its end too. From the second return on, ends and
-returns wait until the incident has stayed one way for the window: at most one message a window, and the last state is told.
+A fault that returns within the flap window of its end reopens its incident, and that is told. From then on an end is told
+only once the fault has stayed away for the window: whoever was told sees one incident that fires until it is really over.
+At most two messages a window leave for ends and returns, and the last state is always told.
 """
 
 from __future__ import annotations
@@ -11,21 +12,19 @@ from dataclasses import replace
 from alerts import words
 from alerts.notice import Log, Notice, NotifyReason
 
-RETURNS_TOLD = 1
-CHANGES = (NotifyReason.REOPENED, NotifyReason.RESOLVED)
-
 
 def damp(notices: tuple[Notice, ...], log: Log, now: float) -> tuple[Notice, ...]:
-    """Hold back ends and returns of what flaps; everything else passes."""
+    """Hold back the end of what flaps; everything else passes."""
     return tuple(_damped(notice, log, now) for notice in notices)
 
 
 def _damped(notice: Notice, log: Log, now: float) -> Notice:
     case = notice.case
-    if notice.reason not in CHANGES or case.returns <= RETURNS_TOLD or case.changed_at is None:
+    if notice.reason is not NotifyReason.RESOLVED or not case.returns or case.changed_at is None:
         return notice
+    times = f"{case.returns} time{'' if case.returns == 1 else 's'}"
     if now - case.changed_at >= log.flap_window_seconds:
-        return replace(notice, detail=f"{notice.detail}; it came and went {case.returns} times before")
+        return replace(notice, detail=f"{notice.detail}; it came back {times} before")
     window = words.duration(log.flap_window_seconds)
-    return replace(notice, reason=NotifyReason.FLAPPING, detail=f"it came back {case.returns} times within {window} of its end; "
-                                                                f"told once it stays as it is for {window} ({notice.reason})")
+    return replace(notice, reason=NotifyReason.FLAPPING,
+                   detail=f"it came back {times} within {window} of its end; its end is told once it has stayed away for {window}")

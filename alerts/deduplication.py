@@ -10,6 +10,7 @@ from alerts.message import measured
 from alerts.notice import Log, Notice, NotifyReason, Told
 
 Decision = tuple[NotifyReason, str]
+HELD_BACK = (NotifyReason.MUTED, NotifyReason.INHIBITED)
 
 
 def deduplicate(notices: tuple[Notice, ...], log: Log, now: float) -> tuple[Notice, ...]:
@@ -23,7 +24,7 @@ def _decided(notice: Notice, log: Log, now: float, heard: dict[str, float]) -> N
     if not case.is_open:
         reason, detail = _over(told)
     elif log.policy(notice.receiver).escalation and (told is None or told.state == "resolved"):
-        reason, detail = _escalated(case, log, now, heard)
+        reason, detail = _escalated(notice, log, now, heard)
     elif told is None:
         reason, detail = NotifyReason.FIRST, _first(notice, log)
     elif told.state == "resolved":
@@ -87,12 +88,13 @@ def _worse(case: Case, told: Told, log: Log) -> str | None:
     return None
 
 
-def _escalated(case: Case, log: Log, now: float, heard: dict[str, float]) -> Decision:
-    """For a receiver with escalation = true that knows nothing of the incident yet."""
+def _escalated(notice: Notice, log: Log, now: float, heard: dict[str, float]) -> Decision:
+    """For a receiver with escalation = true that knows nothing of the incident yet. What was held back until now is first told to the others."""
+    case, before = notice.case, log.last.get((notice.case.incident.id, notice.receiver))
     waited = words.duration(log.escalate_after_seconds)
     if case.incident.state != "firing":
         return NotifyReason.NOT_ESCALATED, "it was acknowledged before it escalated"
-    if not _due(case, log, now, heard):
+    if before in HELD_BACK or not _due(case, log, now, heard):
         return NotifyReason.NOT_ESCALATED, f"it escalates if nobody acknowledges it for {waited}"
     return NotifyReason.ESCALATED, f"nobody has acknowledged it for {waited}"
 

@@ -108,7 +108,7 @@ def acknowledged(case: Case, *, now: float, by: str = "", reason: str = "") -> C
     return replace(case, incident=replace(case.incident, state="acknowledged", updated_at=now), acknowledgement=said)
 
 
-def resolved(case: Case, *, now: float, calm_seconds: float) -> Case:
+def resolved(case: Case, *, now: float, calm_seconds: float = 900.0) -> Case:
     """The case once its fault is gone. It had stayed for `calm_seconds`: its earlier returns are forgotten."""
     calm = case.changed_at is not None and now - case.changed_at >= calm_seconds
     return replace(case, incident=replace(case.incident, state="resolved", updated_at=now, resolved_at=now),

@@ -54,7 +54,7 @@ MEANING = {
     NotifyReason.DUPLICATE: "the receiver knows all there is to say", NotifyReason.NOT_ROUTED: "the receiver's match leaves it out",
     NotifyReason.NOT_ESCALATED: "the receiver hears of unacknowledged incidents only, later",
     NotifyReason.GROUPED: "too many of this fault are open; the oldest one's messages count them",
-    NotifyReason.FLAPPING: "it comes and goes; told once it holds still", NotifyReason.QUIET_HOURS: "told when the quiet hours end",
+    NotifyReason.FLAPPING: "it comes and goes; its end is told once it stays away", NotifyReason.QUIET_HOURS: "told when the quiet hours end",
 }
 """Every reason in plain words."""
 

@@ -19,7 +19,7 @@ PIPELINE = [
     mute,           # nothing, unless a silence says so
     deduplicate,    # first, worse, diagnosed, escalated, repeat, resolved, … or nothing new
     gather,         # of one fault in many places, the first few; the others are counted
-    damp,           # what comes and goes is told once it holds still
+    damp,           # the end of what comes and goes is told once it stays away
     respect_quiet,  # what may wait, waits until the quiet hours end
     deliver,        # write the message
     record,         # note what the receiver will have been told

@@ -70,7 +70,7 @@ def deliver(notices: Notices, log: Log, now: float) -> Notices:
 def _written(notice: Notice, log: Log, now: float) -> Notice:
     reason, detail = notice.reason, notice.detail
     waiting = log.unsent.get((notice.case.incident.id, notice.receiver))
-    if waiting is NotifyReason.FIRST and notice.case.is_open:
+    if waiting is NotifyReason.FIRST and notice.case.is_open and reason is not NotifyReason.ESCALATED:
         reason, detail = NotifyReason.FIRST, "this is the first notice of this incident"
     message = compose(notice.case, reason=str(reason), detail=detail, budget_text=log.budget_text,
                       dashboard_url=log.dashboard_url, now=now)

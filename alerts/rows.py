@@ -102,8 +102,12 @@ def insert_silence(connection: sqlite3.Connection, one: Silence) -> Silence:
     return found
 
 
-def journal(connection: sqlite3.Connection, notices: Iterable[Notice], now: float) -> int:
-    """Store every decision, put what is to be sent into the outbox, and note whose end is still to be told. Returns how many messages that were."""
+def journal(connection: sqlite3.Connection, notices: Iterable[Notice], now: float, *, count_repeats: bool = True) -> int:
+    """Store every decision, put what is to be sent into the outbox, and note whose end is still to be told.
+
+    A decision that repeats the one before is counted, or left out where `count_repeats` is False. Returns how many messages
+    go into the outbox.
+    """
     enqueued, owed = 0, {}
     for notice in notices:
         if not notice.case.is_open:
@@ -111,7 +115,7 @@ def journal(connection: sqlite3.Connection, notices: Iterable[Notice], now: floa
             owed[id_] = owed.get(id_, False) or (notice.reason is not None and notice.reason.waits)
         outbox_id = _enqueue(connection, notice, now) if notice.message is not None else None
         enqueued += outbox_id is not None
-        if outbox_id is not None or not _same_as_last(connection, notice, now):
+        if outbox_id is not None or not _same_as_last(connection, notice, now, count=count_repeats):
             connection.execute(
                 "INSERT INTO deliveries (incident_id, receiver, reason, detail, outbox_id, at, last_at, told) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (notice.case.incident.id, notice.receiver, str(notice.reason), notice.detail, outbox_id, now, now,
@@ -120,13 +124,14 @@ def journal(connection: sqlite3.Connection, notices: Iterable[Notice], now: floa
     return enqueued
 
 
-def _same_as_last(connection: sqlite3.Connection, notice: Notice, now: float) -> bool:
+def _same_as_last(connection: sqlite3.Connection, notice: Notice, now: float, *, count: bool) -> bool:
     """A decision not to send that repeats the one before is counted, not stored again."""
     last = connection.execute("SELECT id, reason, detail FROM deliveries WHERE incident_id = ? AND receiver = ? ORDER BY id DESC LIMIT 1",
                               (notice.case.incident.id, notice.receiver)).fetchone()
     if last is None or (last["reason"], last["detail"]) != (str(notice.reason), notice.detail):
         return False
-    connection.execute("UPDATE deliveries SET times = times + 1, last_at = ? WHERE id = ?", (now, last["id"]))
+    if count:
+        connection.execute("UPDATE deliveries SET times = times + 1, last_at = ? WHERE id = ?", (now, last["id"]))
     return True
 
 

@@ -113,7 +113,7 @@ class Alerts:
     def tick(self, now: float) -> None:
         """Tell what only the passing of time makes due: silences and quiet hours that end, escalations, repeats. Raises Unavailable."""
         with self._database.transaction() as connection:
-            self._tell(connection, (), now)
+            self._tell(connection, (), now, count_repeats=False)
         self._workers.wake()
 
     def acknowledge(self, incident_id: str, *, by: str, now: float, reason: str = "") -> Incident:
@@ -252,7 +252,7 @@ class Alerts:
         rows.insert_case(connection, case)
         return case
 
-    def _tell(self, connection: sqlite3.Connection, ended: Sequence[Case], now: float) -> None:
+    def _tell(self, connection: sqlite3.Connection, ended: Sequence[Case], now: float, *, count_repeats: bool = True) -> None:
         """Run the pipeline over every open incident of the run, those that just ended and those whose end is still to be
         told, and store what it decided."""
         open_cases = self._own(connection, OPEN, now)
@@ -265,7 +265,7 @@ class Alerts:
             repeat_interval_seconds=config.repeat_interval_seconds, escalate_after_seconds=config.escalate_after_seconds,
             flap_window_seconds=config.flap_window_seconds, group_over=config.group_over, worse_factor=config.worse_factor,
             budget_text=self._budget_text, dashboard_url=config.dashboard_url)
-        rows.journal(connection, decide((*open_cases, *over.values()), log, now), now)
+        rows.journal(connection, decide((*open_cases, *over.values()), log, now), now, count_repeats=count_repeats)
 
     def _own(self, connection: sqlite3.Connection, sql: str, now: float) -> tuple[Case, ...]:
         """This run's cases. A change that lies ahead of a clock that went back becomes one of now, so that no wait lasts until then."""

@@ -13,14 +13,14 @@ from collector.errors import InputError, Unavailable
 DEFAULT_URL = "http://127.0.0.1:8765"
 
 
-def get_json(url: str, path: str) -> Any:
+def get_json(url: str, path: str, **params: Any) -> Any:
     """GET a JSON document of the read API.
 
     Raises:
         Unavailable: nobody answers there, or the answer is an error.
         InputError: somebody else answers there.
     """
-    return _get(url, path).json()
+    return _get(url, path, **params).json()
 
 
 def get_bytes(url: str, path: str, **params: Any) -> bytes:

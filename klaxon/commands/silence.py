@@ -51,7 +51,7 @@ def add(
 def list_(all_: Annotated[bool, typer.Option("--all", "-a", help="Those that have ended as well.")] = False, url: Url = DEFAULT_URL,
           json_: Annotated[bool, typer.Option("--json", help="One JSON array on standard output.")] = False) -> None:
     """List the silences in force and to come, the first to end first."""
-    found = get_json(url, f"/v1/silences?ended={'true' if all_ else 'false'}")
+    found = get_json(url, "/v1/silences", ended=all_)
     if json_:
         typer.echo(json.dumps(found))
         return

@@ -32,6 +32,7 @@ from klaxon.config import Config
 from klaxon.diagnose_task import Diagnostician
 from klaxon.ingest import Ingest, ingest_router
 from klaxon.live import Live
+from klaxon.outsiders import OutsidersNeedTheToken
 from klaxon.probe import EngineProbe
 from klaxon.serving import servers, serving
 from klaxon.shadow import Shadow
@@ -96,6 +97,7 @@ class Daemon:
                            alerts=self.alerts, hooks=hooks, clock=time.time)
         self.api: FastAPI = build_api(self.store, self.live)
         self.token = read_token(config)
+        self.api.add_middleware(OutsidersNeedTheToken, token=self.token)
         self.api.include_router(ingest_router(self.ingest, token=self.token, weights=self.trainer.take_checked_weights))
         self.api.include_router(alerts_router(self.alerts, token=self.token, verdict=self.live.judged))
         self.socket = Path(config.daemon.socket or folder / "klaxon.sock")

@@ -1,4 +1,4 @@
-"""Ask a running daemon, for the command line."""
+"""Ask a running daemon, for the command line; with the token of KLAXON_TOKEN where there is one."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def post_json(url: str, path: str, body: Any) -> Any:
 
 
 def write_json(method: str, url: str, path: str, body: Any = None) -> Any:
-    """POST or DELETE with the token of KLAXON_TOKEN where there is one; returns the JSON answer.
+    """POST or DELETE; returns the JSON answer.
 
     Raises:
         Unavailable: nobody answers there, or the daemon wants another token.
         InputError: the daemon says what is wrong with the request.
     """
-    return _asked(method, url, path, headers=_token(), **({} if body is None else {"json": body})).json()
+    return _asked(method, url, path, **({} if body is None else {"json": body})).json()
 
 
 def post_message(url: str, message: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def _get(url: str, path: str, **params: Any) -> httpx.Response:
 
 def _asked(method: str, url: str, path: str, **how: Any) -> httpx.Response:
     try:
-        response = httpx.request(method, url.rstrip("/") + path, timeout=10.0, trust_env=False, **how)
+        response = httpx.request(method, url.rstrip("/") + path, headers=_token(), timeout=10.0, trust_env=False, **how)
         response.raise_for_status()
         response.headers["content-type"].encode("ascii")
     except httpx.HTTPStatusError as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from alerts_helpers import fact, mismatch
@@ -106,7 +107,7 @@ def test_explain_says_why_each_message_was_or_was_not_sent_in_order(served) -> N
     served.alerts.tick(now + 62)
     code, out, _ = run("explain", silent.id, "--url", served.url)
     assert code == 0
-    said = [line.split("  ", 2)[-1] for line in out.split("Who was told, and why\n")[1].splitlines()]
+    said = [line[19:] for line in out.split("Who was told, and why\n")[1].splitlines()]
     assert [" ".join(line.split()).partition(":")[0] for line in said if "delivered" not in line] == [
         "team not told inhibited", "lead not told inhibited", "team told first", "lead not told not_escalated", "team not told duplicate"]
     assert "is open (inc_" in out and "and explains it" in out and "it escalates if nobody acknowledges it for 30 min" in out
@@ -164,6 +165,18 @@ def test_where_a_token_is_set_every_write_needs_it_and_the_commands_take_it_from
         monkeypatch.setenv("KLAXON_TOKEN", "wrong")
         code, _, said = run("silence", "expire", made["id"], "--url", served.url)
         assert code != 0 and "set KLAXON_TOKEN to the daemon's token" in said and "s3cret" not in said
+
+
+def test_who_is_not_on_this_machine_reads_nothing_without_the_token(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("KLAXON_TOKEN", "s3cret")
+    with served_daemon(tmp_path) as served:
+        outside = TestClient(served.daemon.api, client=("10.0.0.9", 5000))
+        for path in ("/v1/status", "/v1/incidents", "/v1/silences", "/v1/verdict", "/metrics", "/v1/nowhere"):
+            assert outside.get(path).status_code == 401, path
+            assert outside.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401, path
+        assert outside.get("/healthz").status_code == 200
+        assert outside.get("/v1/incidents", headers={"Authorization": "Bearer s3cret"}).json() == []
+        assert httpx.get(served.url + "/v1/incidents", trust_env=False).status_code == 200  # this machine
 
 
 def test_off_loopback_the_daemon_does_not_start_without_a_token_nor_with_an_empty_one(tmp_path, monkeypatch) -> None:

@@ -234,6 +234,25 @@ def test_a_fault_that_returns_soon_reopens_its_incident_and_its_held_back_end_is
     alerts.stop()
 
 
+def test_escalations_silences_and_acknowledgements_outlive_a_restart(tmp_path) -> None:
+    receivers = (CONSOLE, ReceiverConfig(type="console", name="lead", escalation=True))
+    alerts = alerts_of(tmp_path / "c.sqlite", *receivers)
+    (one,) = alerts.observe([mismatch()], now=NOW)
+    (other,) = alerts.observe([fact()], now=NOW)
+    alerts.deliver_due(NOW)
+    alerts.tick(NOW + 1800)
+    alerts.acknowledge(one.id, by="ada", now=NOW + 1860)
+    alerts.silence({"incident": other.id, "for": "1h", "author": "ada", "reason": "known"}, now=NOW + 1860)
+    alerts.stop()
+    again = alerts_of(tmp_path / "c.sqlite", *receivers)
+    again.observe([mismatch(alarm_t=30), fact(alarm_t=31)], now=NOW + 1920)
+    again.tick(NOW + 1860 + 3600)
+    assert [reason for reason in reasons(again, one.id) if reason != "duplicate"] == ["first", "not_escalated", "escalated", "escalated", "acknowledged", "acknowledged"]
+    assert [reason for reason in reasons(again, other.id) if reason != "duplicate"] == [
+        "first", "not_escalated", "escalated", "escalated", "muted", "muted", "repeat", "repeat"]
+    again.stop()
+
+
 def test_a_clock_that_goes_back_neither_loses_nor_repeats_a_message(tmp_path) -> None:
     alerts = alerts_of(tmp_path / "c.sqlite", CONSOLE, ReceiverConfig(type="console", name="lead", escalation=True))
     alerts.silence({"match": {"fault": "no_rollouts"}, "for": "1h", "author": "ada", "reason": "known"}, now=NOW)

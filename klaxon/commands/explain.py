@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -37,24 +38,29 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     for one in found["silences"]:
         yield f"silenced by {words.clean(one['author'])} until {words.clock(one['ends_at'])}: {words.clean(one['reason'])} ({one['id']}, {one['state']})"
     yield ""
-    yield "What happened"
+    yield "What happened (times are UTC)"
     for step in found["history"]:
-        yield f"  {words.clock(step['at'])}  {step['from_state'] or 'new'} → {step['to_state']}: {words.clean(step['why'])}"
+        yield f"  {_time(step['at'])}  {step['from_state'] or 'new'} → {step['to_state']}: {words.clean(step['why'])}"
     yield ""
     yield "Who was told, and why"
     width = max((len(one["receiver"]) for one in found["decisions"]), default=0)
     for one in found["decisions"]:
-        yield f"  {words.clock(one['at'])}  {one['receiver']:<{width}}  {'told' if one['sends'] else 'not told':<8}  {one['reason']}: {words.clean(one['detail'])}{_often(one)}"
+        detail = words.clean(one["detail"])
+        because = detail if detail.startswith(one["reason"]) else f"{one['reason']}: {detail}"
+        yield f"  {_time(one['at'])}  {one['receiver']:<{width}}  {'told' if one['sends'] else 'not told':<8}  {because}{_often(one)}"
         if one["message"] is not None:
-            yield f"{'':{width + 38}}{_fate(one['message'])}"
+            yield f"{'':{width + 29}}{_fate(one['message'])}"
     if not found["decisions"]:
         yield "  nothing was decided yet"
 
 
-def _often(one: dict[str, Any]) -> str:
-    from alerts import words
+def _time(at: float) -> str:
+    moment = datetime.fromtimestamp(at, UTC)
+    return f"{moment.day:2} {moment:%b %H:%M:%S}"
 
-    return f" ({one['times']} times, last {words.clock(one['last_at'])})" if one["times"] > 1 else ""
+
+def _often(one: dict[str, Any]) -> str:
+    return f" ({one['times']} times, last {_time(one['last_at'])})" if one["times"] > 1 else ""
 
 
 def _fate(message: dict[str, Any]) -> str:
@@ -64,7 +70,7 @@ def _fate(message: dict[str, Any]) -> str:
     said = words.clean(message["error"] or "no reason noted")
     attempts = f"{message['attempts']} attempt{'' if message['attempts'] == 1 else 's'}"
     if message["state"] == "sent":
-        return f"delivered {words.clock(message['sent_at'])}" + (f" after {attempts}" if message["attempts"] > 1 else "")
+        return f"delivered {_time(message['sent_at'])}" + (f" after {attempts}" if message["attempts"] > 1 else "")
     if message["state"] == "dead":
         return f"never delivered, a dead letter after {attempts}: {said}"
     if message["state"] == "superseded":

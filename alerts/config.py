@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
-import os
-from pathlib import Path
+import re
 from typing import Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alerts.policy import policy_of
-from collector.errors import ConfigError
+from alerts.receiver_types import OWN_KEYS, TYPES, ReceiverType, Takes, checked_address, is_plain_loopback, read_secret
 
 
 class ReceiverConfig(BaseModel):
@@ -19,13 +16,22 @@ class ReceiverConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    type: Literal["slack_webhook", "webhook", "console"] = Field("webhook", description="slack_webhook, webhook (signed JSON) or console")
+    type: ReceiverType = Field(
+        "webhook", description="slack (bot token: a thread an incident), slack_webhook, webhook (signed JSON), pagerduty (Events v2), "
+        "alertmanager (API v2), wandb (an alert on a run), apprise (e-mail and the rest; extra `apprise`) or console")
     name: str = Field("", description="name shown in logs and incidents; empty = the type")
     url_env: str = Field("", description="environment variable that holds the address")
     url_file: str = Field("", description="file that holds the address (a mounted secret)")
-    url: str = Field("", description="address written here: only for plain http on this machine (127.0.0.1, localhost)")
-    secret_env: str = Field("", description="webhook: environment variable that holds the signing secret (whsec_…)")
-    secret_file: str = Field("", description="webhook: file that holds the signing secret")
+    url: str = Field("", description="address written here: any for slack, pagerduty, alertmanager and wandb, where it is no secret "
+                     "(empty = the service's own; alertmanager has none); else only plain http on this machine")
+    secret_env: str = Field("", description="environment variable that holds the secret: slack's bot token, webhook's signing secret (whsec_…), "
+                            "pagerduty's routing key, wandb's API key, alertmanager's bearer token")
+    secret_file: str = Field("", description="file that holds the secret")
+    channel: str = Field("", description="slack: id of the channel (C…), or its name")
+    format: Literal["", "klaxon", "cloudevents", "alertmanager"] = Field(
+        "", description="webhook: shape of the body: klaxon (the default), cloudevents (1.0, structured JSON) or alertmanager (its webhook, version 4)")
+    path: str = Field("", description="wandb: entity/project/run_id of the run that gets the alert; entity/project = a run of Klaxon's own")
+    group: str = Field("", description="wandb: group of Klaxon's own run, e.g. the trainer's")
     allow_http: bool = Field(False, description="permit http to another machine; the address and the alert travel readable")
     allow_private: bool = Field(False, description="permit addresses of private networks (10.…, 192.168.…, link-local, …)")
     match: dict[str, list[str]] = Field(default_factory=dict, description="only incidents that fit, by severity, run, cause and fault, each a list of values or globs; {} = all")
@@ -43,42 +49,67 @@ class ReceiverConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _addresses_are_not_secrets(self) -> Self:
+    def _fits_its_type(self) -> Self:
         self.name = self.name or self.type
-        given = [key for key in ("url", "url_env", "url_file") if getattr(self, key)]
-        if self.type == "console":
-            if given:
-                raise ValueError(f"receiver {self.name!r}: a console has no address; remove {given[0]}")
-            return self
-        if len(given) != 1:
-            said = f"{' and '.join(given)} are set" if given else "none is set"
-            raise ValueError(f"receiver {self.name!r} needs exactly one of url_env and url_file; {said}")
-        if self.url and not _is_plain_loopback(self.url):
-            raise ValueError(f"receiver {self.name!r}: a webhook address is a secret and does not belong in config.toml; put it "
-                             "into an environment variable or a file and name that with url_env or url_file "
-                             "(a literal url is only for http:// on this machine)")
-        if self.secret_env and self.secret_file:
-            raise ValueError(f"receiver {self.name!r}: set one of secret_env and secret_file, not both")
+        whose, takes = f"receiver {self.name!r}", TYPES[self.type]
+        for key in takes.must:
+            if not getattr(self, key):
+                raise ValueError(f"{whose}: a {self.type} receiver needs {key}")
+        for key in OWN_KEYS:
+            if getattr(self, key) and key not in (*takes.must, *takes.may):
+                owners = " or ".join(name for name, row in TYPES.items() if key in (*row.must, *row.may))
+                raise ValueError(f"{whose}: {key} belongs to a {owners} receiver, not to {self.type}; remove it")
+        self._address_fits(whose, takes)
+        self._secret_fits(whose, takes)
+        if self.type == "wandb" and not re.fullmatch(r"[^/\s]+(/[^/\s]+){1,2}", self.path):
+            raise ValueError(f"{whose}: path is entity/project/run_id or entity/project")
         return self
 
+    def _address_fits(self, whose: str, takes: Takes) -> None:
+        given = [key for key in ("url", "url_env", "url_file") if getattr(self, key)]
+        if takes.address == "none":
+            if given:
+                raise ValueError(f"{whose}: a {self.type} has no address; remove {given[0]}")
+            return
+        if len(given) > 1 or not (given or takes.default_address):
+            said = f"{' and '.join(given)} are set" if given else "none is set"
+            one_of = "url, url_env and url_file" if takes.address == "public" else "url_env and url_file"
+            raise ValueError(f"{whose} needs exactly one of {one_of}; {said}")
+        if self.url and takes.address == "secret" and not is_plain_loopback(self.url):
+            raise ValueError(f"{whose}: this address is a secret and does not belong in config.toml; put it "
+                             "into an environment variable or a file and name that with url_env or url_file "
+                             "(a literal url is only for http:// on this machine)")
+
+    def _secret_fits(self, whose: str, takes: Takes) -> None:
+        if self.secret_env and self.secret_file:
+            raise ValueError(f"{whose}: set one of secret_env and secret_file, not both")
+        if takes.secret == "must" and not (self.secret_env or self.secret_file):
+            raise ValueError(f"{whose}: name the environment variable or the file that holds its {takes.secret_is} with secret_env or secret_file")
+        if takes.secret == "none" and (self.secret_env or self.secret_file):
+            raise ValueError(f"{whose}: a {self.type} receiver has no secret besides its address; remove secret_env and secret_file")
+
     def address(self) -> str:
-        """The URL to post to, read from its environment variable or file and checked.
+        """The URL to send to, from its environment variable, its file or this table, checked.
 
         Raises:
             ConfigError: it is not set, cannot be read, or is not an address this receiver may use. Never shows the address.
         """
-        found = self.url or _secret(self.url_env, self.url_file, whose=f"receiver {self.name!r}", what="address")
-        return _checked(found, self)
+        whose, takes = f"receiver {self.name!r}", TYPES[self.type]
+        if self.url_env or self.url_file:
+            found = read_secret(self.url_env, self.url_file, whose=whose, what="address")
+        else:
+            found = self.url or takes.default_address
+        return found if self.type == "apprise" else checked_address(found, whose=whose, allow_http=self.allow_http)
 
     def secret(self) -> str | None:
-        """The signing secret, or None when none is configured.
+        """The token, key or signing secret, or None when none is configured.
 
         Raises:
             ConfigError: it is named but not set or cannot be read.
         """
         if not (self.secret_env or self.secret_file):
             return None
-        return _secret(self.secret_env, self.secret_file, whose=f"receiver {self.name!r}", what="signing secret")
+        return read_secret(self.secret_env, self.secret_file, whose=f"receiver {self.name!r}", what=TYPES[self.type].secret_is)
 
 
 class AlertsConfig(BaseModel):
@@ -112,51 +143,3 @@ class AlertsConfig(BaseModel):
         if self.console and not any(receiver.type == "console" for receiver in self.receivers):
             return (ReceiverConfig(type="console"), *self.receivers)
         return tuple(self.receivers)
-
-
-def is_loopback(host: str) -> bool:
-    """Does this host name, as written, mean the machine itself? Names are not resolved."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _is_plain_loopback(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme == "http" and parts.username is None and is_loopback(parts.hostname or "")
-    except ValueError:
-        return False
-
-
-def _secret(variable: str, file: str, *, whose: str, what: str) -> str:
-    if variable:
-        found, place = os.environ.get(variable, ""), f"environment variable {variable}"
-    else:
-        place = f"file {file}"
-        try:
-            found = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{whose}: its {what} cannot be read from {place} ({type(error).__name__})") from None
-    if not found.strip():
-        raise ConfigError(f"{whose}: its {what} is missing; {place} is not set or empty")
-    return found.strip()
-
-
-def _checked(url: str, receiver: ReceiverConfig) -> str:
-    whose = f"receiver {receiver.name!r}"
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host, parts = None, None
-    if parts is None or not host or parts.scheme not in ("http", "https") or any(c.isspace() or ord(c) < 32 for c in url):
-        raise ConfigError(f"{whose}: its address is not an http(s) URL")
-    if parts.username is not None:
-        raise ConfigError(f"{whose}: its address carries a user name or password; put the credential into the path or sign with secret_env")
-    if parts.scheme == "http" and not (receiver.allow_http or is_loopback(host)):
-        raise ConfigError(f"{whose}: its address is http, not https; use https, or set allow_http = true to send alerts readable")
-    return url

@@ -20,7 +20,7 @@ COMMANDS = {
     "silence": "klaxon.commands.silence",
     "rebaseline": "klaxon.commands.rebaseline", "quarantine": "klaxon.commands.quarantine",
     "proxy": "klaxon.commands.proxy", "receive-weights": "klaxon.commands.receive_weights",
-    "reference": "klaxon.commands.reference", "compare": "klaxon.commands.compare",
+    "alerts": "klaxon.commands.alerts", "reference": "klaxon.commands.reference", "compare": "klaxon.commands.compare",
 }
 """Name → module; the module holds a function of the command's name, _ for - (its docstring is the help), or a group of commands."""
 

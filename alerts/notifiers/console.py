@@ -17,6 +17,10 @@ class ConsoleNotifier:
     def __init__(self, receiver: ReceiverConfig, *, timeout_seconds: float) -> None:
         self.name = receiver.name
 
+    def preview(self, message: Message) -> str:
+        """What is printed."""
+        return as_text(message)
+
     def send(self, message: Message, *, now: float, memory: MutableMapping[str, str]) -> None:
         """Print the message. Raises RetryLater when standard error is gone."""
         try:

@@ -7,8 +7,8 @@ no_proxy and read without bound), and its logger (at DEBUG it writes the webhook
 
 from __future__ import annotations
 
-import logging
 from collections.abc import MutableMapping
+from typing import Any
 from urllib.request import Request
 
 from slack_sdk.errors import SlackClientError
@@ -17,17 +17,16 @@ from slack_sdk.webhook import WebhookClient, WebhookResponse
 from alerts.config import ReceiverConfig
 from alerts.message import Message
 from alerts.notifiers import http
+from alerts.notifiers.slack_client import MUTE
 from alerts.render import as_slack
 from collector.errors import GiveUp
-
-_MUTE = logging.Logger("klaxon.slack_sdk", level=logging.CRITICAL + 1)
 
 
 class _Client(WebhookClient):
     """slack_sdk's client over our poster."""
 
     def __init__(self, poster: http.Poster) -> None:
-        super().__init__(poster.url, logger=_MUTE, retry_handlers=[], user_agent_prefix="klaxon")
+        super().__init__(poster.url, logger=MUTE, retry_handlers=[], user_agent_prefix="klaxon")
         self._poster = poster
 
     def _perform_http_request_internal(self, url: str, req: Request) -> WebhookResponse:
@@ -41,7 +40,11 @@ class SlackWebhookNotifier:
 
     def __init__(self, receiver: ReceiverConfig, *, timeout_seconds: float) -> None:
         """Raises ConfigError when the address is missing or unusable."""
-        self._client = _Client(http.Poster(receiver.address(), allow_private=receiver.allow_private, timeout_seconds=timeout_seconds))
+        self._client = _Client(http.poster(receiver, receiver.address(), timeout_seconds=timeout_seconds))
+
+    def preview(self, message: Message) -> dict[str, Any]:
+        """The body of the request."""
+        return as_slack(message)
 
     def send(self, message: Message, *, now: float, memory: MutableMapping[str, str]) -> None:
         """Send once. Raises RetryLater or GiveUp."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from alerts.notifiers import build
 from collector.errors import ConfigError, KlaxonError, Unavailable
 from collector.sources.metrics.registry import open_sources
 from collector.sources.metrics.source import MetricsRow
@@ -261,13 +263,11 @@ def _receivers(config: Config) -> Iterator[Finding]:
     for receiver in config.alerts.all_receivers():
         part = f"alerts: {receiver.name}"
         try:
-            if receiver.type != "console":
-                receiver.address()
-                receiver.secret()
+            build(receiver, timeout_seconds=config.alerts.timeout_seconds)
         except KlaxonError as error:
             yield Finding(part=part, state="bad", text=str(error))
             continue
-        yield Finding(part=part, state="ok", text="configured (nothing was sent)")
+        yield Finding(part=part, state="ok", text=f"configured (nothing was sent; `klaxon alerts test {shlex.quote(receiver.name)}` sends)")
 
 
 def _tier(config: Config, findings: list[Finding]) -> tuple[int, float | None]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from klaxon.demo.receiver_page import plain, render
+from klaxon.demo.receiver_page import plain, render, slack_blocks
 
 MAX_BODY_BYTES = 1024 * 1024
 KEEP = 500  # messages shown; the file keeps all
@@ -156,10 +156,13 @@ def _parsed(body: bytes) -> dict[str, Any] | None:
 
 def _slack_fault(payload: dict[str, Any]) -> str | None:
     """The error Slack would answer with, for the limits it documents."""
-    blocks = payload.get("blocks", [])
-    if not (payload.get("text") or blocks or payload.get("attachments")):
+    attachments = payload.get("attachments", [])
+    if not isinstance(payload.get("blocks", []), list) or not isinstance(attachments, list) or not all(isinstance(each, dict) for each in attachments):
+        return "invalid_blocks"
+    blocks = slack_blocks(payload)
+    if not (payload.get("text") or blocks or attachments):
         return "no_text"
-    if not isinstance(blocks, list) or len(blocks) > 50 or not all(isinstance(block, dict) and _block_fits(block) for block in blocks):
+    if len(blocks) > 50 or not all(isinstance(block, dict) and _block_fits(block) for block in blocks):
         return "invalid_blocks"
     return None
 

@@ -24,10 +24,16 @@ def plain(message: dict[str, Any]) -> str:
     """A message as text for the terminal."""
     body = message["body"]
     if message["kind"] == "slack":
-        return "\n".join(_block_text(block) for block in body.get("blocks", [])) or str(body.get("text", ""))
+        return "\n".join(_block_text(block) for block in slack_blocks(body)) or str(body.get("text", ""))
     data = body.get("data", {}) if isinstance(body.get("data"), dict) else {}
     signed = "signature verified" if message.get("verified") else "not verified (no secret set)"
     return f"{body.get('type')} · {data.get('title', '')} · {data.get('headline', '')}\n{message.get('id')} · {signed}"
+
+
+def slack_blocks(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The blocks of a Slack message and then those of its attachments (the ones beside the coloured bar)."""
+    attached = (each.get("blocks", []) for each in body.get("attachments") or [] if isinstance(each, dict))
+    return [*body.get("blocks", []), *(block for blocks in attached for block in blocks)]
 
 
 def render(messages: list[dict[str, Any]]) -> str:
@@ -43,7 +49,7 @@ def _article(message: dict[str, Any]) -> str:
     kind = "resolved" if "🟢" in shown or ".resolved" in shown.partition("\n")[0] else "firing" if "🔴" in shown or ".firing" in shown else "other"
     when = f"{datetime.fromtimestamp(message['at'], UTC):%H:%M:%S} UTC · {message['kind']}"
     body = message["body"]
-    blocks = body.get("blocks") if message["kind"] == "slack" else None
+    blocks = slack_blocks(body) if message["kind"] == "slack" else None
     content = "".join(_block(block) for block in blocks) if blocks else f"<pre>{html.escape(shown)}</pre>"
     return (f'<article class="{kind}" data-testid="message"><span class="who">Klaxon</span> <span class="when">{html.escape(when)}</span>'
             f"{content}</article>")

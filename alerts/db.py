@@ -36,6 +36,8 @@ CREATE INDEX IF NOT EXISTS deliveries_of ON deliveries (incident_id, receiver, i
 CREATE TABLE IF NOT EXISTS mutes (
     id TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, starts_at REAL NOT NULL, ends_at REAL NOT NULL, author TEXT NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS receivers (name TEXT PRIMARY KEY, not_before REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS gates (
+    receiver TEXT PRIMARY KEY, failures INTEGER NOT NULL, open_until REAL NOT NULL, tokens REAL NOT NULL, filled_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS memories (
     incident_id TEXT NOT NULL, receiver TEXT NOT NULL, memory TEXT NOT NULL, PRIMARY KEY (incident_id, receiver));
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sqlite3
@@ -14,6 +15,8 @@ import numpy as np
 from alerts.incidents import Case
 from alerts.notice import Mute, Notice, NotifyReason, Told
 from collector.records import Cause, Diagnosis, Drift, Incident
+
+MEMO = 12_000  # texts of which the record is kept: with a thousand open incidents most are read again, unchanged, with every batch
 
 
 def insert_case(connection: sqlite3.Connection, case: Case) -> None:
@@ -49,7 +52,7 @@ def told(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[tuple[str, 
     found = connection.execute(
         "SELECT incident_id, receiver, told FROM deliveries WHERE id IN (SELECT max(id) FROM deliveries WHERE told IS NOT NULL"
         " AND incident_id IN (SELECT value FROM json_each(?)) GROUP BY incident_id, receiver)", (json.dumps(list(ids)),)).fetchall()
-    return {(row["incident_id"], row["receiver"]): Told(**json.loads(row["told"])) for row in found}
+    return {(row["incident_id"], row["receiver"]): _told(row["told"]) for row in found}
 
 
 def unsent(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[tuple[str, str], NotifyReason]:
@@ -67,45 +70,55 @@ def mutes(connection: sqlite3.Connection, now: float) -> tuple[Mute, ...]:
 
 
 def journal(connection: sqlite3.Connection, notices: Iterable[Notice], now: float) -> int:
-    """Store every decision, and put what is to be sent into the outbox. Returns how many messages that were."""
-    enqueued = 0
+    """Store every decision, and put what is to be sent into the outbox. Returns how many messages that were.
+
+    A decision not to send that repeats the one before is counted, not stored again.
+    """
+    notices = tuple(notices)
+    last, repeated, enqueued = _last(connection, {notice.case.incident.id for notice in notices}), [], 0
     for notice in notices:
         outbox_id = _enqueue(connection, notice, now) if notice.message is not None else None
         enqueued += outbox_id is not None
-        if outbox_id is not None or not _same_as_last(connection, notice, now):
+        id_, *said = last.get((notice.case.incident.id, notice.receiver), (None, None, None))
+        if outbox_id is None and said == [str(notice.reason), notice.detail]:
+            repeated.append((now, id_))
+        else:
             connection.execute(
                 "INSERT INTO deliveries (incident_id, receiver, reason, detail, outbox_id, at, last_at, told) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (notice.case.incident.id, notice.receiver, str(notice.reason), notice.detail, outbox_id, now, now,
                  json.dumps(asdict(notice.told)) if notice.told is not None else None))
+    connection.executemany("UPDATE deliveries SET times = times + 1, last_at = ? WHERE id = ?", repeated)
     return enqueued
 
 
-def _same_as_last(connection: sqlite3.Connection, notice: Notice, now: float) -> bool:
-    """A decision not to send that repeats the one before is counted, not stored again."""
-    last = connection.execute("SELECT id, reason, detail FROM deliveries WHERE incident_id = ? AND receiver = ? ORDER BY id DESC LIMIT 1",
-                              (notice.case.incident.id, notice.receiver)).fetchone()
-    if last is None or (last["reason"], last["detail"]) != (str(notice.reason), notice.detail):
-        return False
-    connection.execute("UPDATE deliveries SET times = times + 1, last_at = ? WHERE id = ?", (now, last["id"]))
-    return True
+def _last(connection: sqlite3.Connection, ids: Iterable[str]) -> dict[tuple[str, str], tuple[int, str, str]]:
+    """(incident id, receiver) → id, reason and detail of its newest decision."""
+    found = connection.execute(
+        "SELECT incident_id, receiver, max(id) AS id, reason, detail FROM deliveries"
+        " WHERE incident_id IN (SELECT value FROM json_each(?)) GROUP BY incident_id, receiver", (json.dumps(list(ids)),)).fetchall()
+    return {(row["incident_id"], row["receiver"]): (row["id"], row["reason"], row["detail"]) for row in found}
 
 
 def _enqueue(connection: sqlite3.Connection, notice: Notice, now: float) -> str:
-    """Newest state wins: an older message of the pair that has not left is superseded; its back-off is inherited.
+    """Newest state wins: an older message of the pair that has not left is superseded; its back-off and its place are inherited.
+
+    Without the place an incident that changes faster than a long queue moves would never be told.
 
     A first attempt is due at once whatever `now` says: a replay tells recorded times, the delivery threads the real ones.
     """
     pair = (notice.case.incident.id, notice.receiver)
     nth = connection.execute("SELECT count(*) FROM outbox WHERE incident_id = ? AND receiver = ?", pair).fetchone()[0]
-    waiting = connection.execute("SELECT attempts, due_at FROM outbox WHERE incident_id = ? AND receiver = ? AND state = 'pending'"
+    waiting = connection.execute("SELECT seq, attempts, due_at FROM outbox WHERE incident_id = ? AND receiver = ? AND state = 'pending'"
                                  " ORDER BY seq DESC LIMIT 1", pair).fetchone()
-    connection.execute("UPDATE outbox SET state = 'superseded' WHERE incident_id = ? AND receiver = ? AND state = 'pending'", pair)
+    if waiting is not None:
+        connection.execute("UPDATE outbox SET state = 'superseded' WHERE incident_id = ? AND receiver = ? AND state = 'pending'", pair)
+        connection.execute("UPDATE outbox SET seq = (SELECT max(seq) + 1 FROM outbox) WHERE seq = ?", (waiting["seq"],))
     id_ = "msg_" + hashlib.blake2b("\n".join((*pair, str(nth))).encode(), digest_size=10).hexdigest()
     message = replace(notice.message, id=id_) if notice.message is not None else None
     connection.execute(
-        "INSERT INTO outbox (id, incident_id, receiver, reason, message, state, created_at, due_at, attempts)"
-        " VALUES (?, ?, ?, ?, ?, 'pending', ?, ?, ?)",
-        (id_, *pair, str(notice.reason), message.to_json() if message is not None else "", now,
+        "INSERT INTO outbox (seq, id, incident_id, receiver, reason, message, state, created_at, due_at, attempts)"
+        " VALUES (?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?)",
+        (waiting["seq"] if waiting else None, id_, *pair, str(notice.reason), message.to_json() if message is not None else "", now,
          waiting["due_at"] if waiting else 0.0, waiting["attempts"] if waiting else 0))
     return id_
 
@@ -150,12 +163,20 @@ def _values(case: Case) -> dict[str, Any]:
 
 
 def _case(row: sqlite3.Row) -> Case:
-    diagnosis = json.loads(row["diagnosis"]) if row["diagnosis"] is not None else None
     return Case(since=(row["since_lo"], row["since_hi"]), incident=Incident(
         id=row["id"], fingerprint=row["fingerprint"], run=row["run"], state=row["state"], severity=row["severity"],
         opened_at=row["opened_at"], updated_at=row["updated_at"], resolved_at=row["resolved_at"], title=row["title"],
-        drifts=tuple(_drift(drift) for drift in json.loads(row["drifts"])),
-        diagnosis=_diagnosis(diagnosis) if diagnosis is not None else None))
+        drifts=_drifts(row["drifts"]), diagnosis=_diagnosis(row["diagnosis"]) if row["diagnosis"] is not None else None))
+
+
+@functools.lru_cache(maxsize=MEMO)
+def _told(text: str) -> Told:
+    return Told(**json.loads(text))
+
+
+@functools.lru_cache(maxsize=MEMO)
+def _drifts(text: str) -> tuple[Drift, ...]:
+    return tuple(_drift(drift) for drift in json.loads(text))
 
 
 def _drift(found: dict[str, Any]) -> Drift:
@@ -163,6 +184,8 @@ def _drift(found: dict[str, Any]) -> Drift:
     return Drift(**{**found, **numbers, "change_t": tuple(found["change_t"])})
 
 
-def _diagnosis(found: dict[str, Any]) -> Diagnosis:
+@functools.lru_cache(maxsize=MEMO)
+def _diagnosis(text: str) -> Diagnosis:
+    found = json.loads(text)
     causes = tuple(Cause(**{**cause, "evidence": tuple(cause["evidence"])}) for cause in found["causes"])
     return Diagnosis(**{**found, "causes": causes})

@@ -42,6 +42,11 @@ def diagnosis(verdict: str = "raw_logprobs", *, confident: bool = True, **change
                    "clip_rate_before": 0.002, "clip_rate_after": 0.11}, **changes})
 
 
+def one_by_one() -> dict[str, float]:
+    """Settings under which every change of every incident is told by itself, at once."""
+    return {name: 0 for name in ("group_over", "flap_window_seconds") if name in AlertsConfig.model_fields}
+
+
 @contextmanager
 def receiver(**inbox: Any) -> Iterator[tuple[Receiver, Inbox]]:
     """The local receiver on a free port."""

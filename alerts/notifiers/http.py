@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from alerts.config import is_loopback
+from alerts.notifiers.bounded import BoundedResponse
 from collector.errors import GiveUp, RetryLater
 
 MAX_ANSWER_BYTES = 64 * 1024
@@ -149,6 +150,7 @@ class _Https(urllib.request.HTTPSHandler):
 def _opened(kind: Any, connect: Any, host: str, **options: Any) -> http.client.HTTPConnection:
     connection: Any = kind(host, **options)
     connection._create_connection = connect  # http.client's one hook below TLS; certificates are still checked against the name
+    connection.response_class = BoundedResponse
     return connection
 
 

@@ -102,6 +102,11 @@ class Database:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
+    def probe(self) -> None:
+        """Change a page of the file to what it was. Raises Unavailable when it takes no change."""
+        with self.transaction() as connection:
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
     def rows(self, sql: str, *values: object) -> list[sqlite3.Row]:
         """All rows of one query.
 

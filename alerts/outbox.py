@@ -20,7 +20,7 @@ from alerts.config import AlertsConfig
 from alerts.db import Database
 from alerts.message import Message
 from alerts.notifiers import Notifier
-from alerts.receiver_rows import load, move, save, settle
+from alerts.receiver_rows import gate_of, load, move, save, settle
 from collector.errors import GiveUp, InputError, RetryLater, Unavailable
 
 log = logging.getLogger(__name__)
@@ -239,11 +239,11 @@ class Outbox:
         found = {row["receiver"]: row for row in self._database.rows(
             "SELECT receiver, sum(state != 'dead') AS waiting, sum(state = 'dead') AS dead, min(CASE WHEN state != 'dead' THEN created_at END) AS oldest"
             " FROM outbox WHERE state IN ('pending', 'leased', 'dead') GROUP BY receiver")}
-        with self._database.transaction() as connection:
-            remembered = {name: load(connection, name) for name in self._notifiers}
-        return [{"receiver": name, "breaker": gates.state(gate, self._limits[name], now), "failures": gate.failures,
+        remembered = {row["receiver"]: gate_of(row) for row in self._database.rows("SELECT * FROM gates")}
+        gate = {name: remembered.get(name, gates.Gate()) for name in self._notifiers}
+        return [{"receiver": name, "breaker": gates.state(gate[name], self._limits[name], now), "failures": gate[name].failures,
                  "waiting": found[name]["waiting"] if name in found else 0, "dead": found[name]["dead"] if name in found else 0,
-                 "oldest_at": found[name]["oldest"] if name in found else None} for name, gate in remembered.items()]
+                 "oldest_at": found[name]["oldest"] if name in found else None} for name in self._notifiers]
 
     def clock_jumped(self, receiver: str, seconds: float) -> None:
         """The wall clock was set `seconds` ahead (or back) while this process ran."""

@@ -13,8 +13,13 @@ from alerts.gates import Gate, Limits
 
 def load(connection: sqlite3.Connection, receiver: str) -> Gate:
     """What is remembered of a receiver; a fresh gate where nothing is."""
-    found = connection.execute("SELECT failures, open_until, tokens, filled_at FROM gates WHERE receiver = ?", (receiver,)).fetchone()
-    return Gate(**dict(found)) if found is not None else Gate()
+    found = connection.execute("SELECT * FROM gates WHERE receiver = ?", (receiver,)).fetchone()
+    return gate_of(found) if found is not None else Gate()
+
+
+def gate_of(row: sqlite3.Row) -> Gate:
+    """A row of `gates`."""
+    return Gate(**{name: row[name] for name in Gate.__dataclass_fields__})
 
 
 def save(connection: sqlite3.Connection, receiver: str, gate: Gate) -> None:

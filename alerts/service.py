@@ -152,6 +152,10 @@ class Alerts:
         """A dict a receiver: breaker (closed, open, half-open), failures in a row, waiting, dead, oldest_at of what waits (UTC seconds)."""
         return self._outbox.figures(now)
 
+    def probe(self) -> None:
+        """Raises Unavailable when the incident file takes no change (a full disk)."""
+        self._database.probe()
+
     def counts(self) -> dict[str, int]:
         """Since the start of this process: sent, retries, dead, breaker_opened, notifier_errors, worker_errors, storage_errors, clock_jumps."""
         names = ("sent", "retries", "dead", "breaker_opened", "notifier_errors", "worker_errors", "storage_errors", "clock_jumps")

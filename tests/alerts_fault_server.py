@@ -121,7 +121,8 @@ def _request(channel: socket.socket) -> dict[str, Any] | None:
         if not (piece := channel.recv(65536)):
             return None
         body += piece
-    return {"path": head.split()[1].decode(), **json.loads(body)["data"]}
+    found = json.loads(body)
+    return {"path": head.split()[1].decode(), **found.get("data", found)}
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -129,6 +129,13 @@ class AlertsConfig(BaseModel):
     escalate_after_seconds: float = Field(1800.0, gt=0, description="an incident that fires unacknowledged for this long is told again, and to receivers with escalation = true, seconds")
     flap_window_seconds: float = Field(900.0, ge=0, description="a fault that returns within this long of its end reopens its incident, whose end is then told only once it has stayed away for this long, seconds")
     group_over: int = Field(10, ge=0, description="of one fault (on many replicas, say) at most this many incidents are told one by one, the others counted in the oldest one's messages; 0 = all are told")
+    breaker_failures: int = Field(5, ge=1, description="after this many failures in a row a receiver is left alone for breaker_seconds, then tried with one message")
+    breaker_seconds: float = Field(30.0, gt=0, le=3600, description="how long, seconds")
+    rates: dict[str, float] = Field(default_factory=dict, description="most messages a second by receiver name or type, 0 = no limit; by default 1 for Slack, no limit for the others")
+    heartbeat_url_env: str = Field("", description="environment variable that holds an address which is POSTed to while all is well (a dead man's switch such as healthchecks.io)")
+    heartbeat_url_file: str = Field("", description="file that holds it (a mounted secret)")
+    heartbeat_seconds: float = Field(60.0, gt=0, description="how often, seconds")
+    heartbeat_allow_private: bool = Field(False, description="permit an address of a private network for it")
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -137,6 +144,23 @@ class AlertsConfig(BaseModel):
         if twice:
             raise ValueError(f"two receivers are called {twice[0]!r}; give each its own name")
         return self
+
+    @model_validator(mode="after")
+    def _rates_have_receivers(self) -> Self:
+        known = {*get_args(ReceiverConfig.model_fields["type"].annotation), *(receiver.name for receiver in self.all_receivers())}
+        for name, rate in self.rates.items():
+            if name not in known:
+                raise ValueError(f"rates names {name!r}, which is neither a receiver's name nor a type ({', '.join(sorted(known))})")
+            if not 0 <= rate < float("inf"):
+                raise ValueError(f"rates.{name} must be 0 (no limit) or a number of messages a second")
+        return self
+
+    def heartbeat(self) -> ReceiverConfig | None:
+        """The heartbeat's address under the rules of every other one; None when none is configured."""
+        if not (self.heartbeat_url_env or self.heartbeat_url_file):
+            return None
+        return ReceiverConfig(type="webhook", name="heartbeat", url_env=self.heartbeat_url_env, url_file=self.heartbeat_url_file,
+                              allow_private=self.heartbeat_allow_private)
 
     def all_receivers(self) -> tuple[ReceiverConfig, ...]:
         """The configured receivers, the console first where it is on."""

@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS silences (
     id TEXT PRIMARY KEY, match TEXT NOT NULL, starts_at REAL NOT NULL, ends_at REAL NOT NULL, created_at REAL NOT NULL, author TEXT NOT NULL,
     reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS receivers (name TEXT PRIMARY KEY, not_before REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS gates (
+    receiver TEXT PRIMARY KEY, failures INTEGER NOT NULL, open_until REAL NOT NULL, tokens REAL NOT NULL, filled_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS memories (
     incident_id TEXT NOT NULL, receiver TEXT NOT NULL, memory TEXT NOT NULL, PRIMARY KEY (incident_id, receiver));
 """
@@ -128,6 +130,11 @@ class Database:
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+
+    def probe(self) -> None:
+        """Change a page of the file to what it was. Raises Unavailable when it takes no change."""
+        with self.transaction() as connection:
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def rows(self, sql: str, *values: object) -> list[sqlite3.Row]:
         """All rows of one query.

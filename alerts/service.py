@@ -215,9 +215,26 @@ class Alerts:
         """Messages still waiting and dead letters, with their last error."""
         return self._outbox.undelivered()
 
+    def redeliver(self, message_id: str) -> bool:
+        """Send a dead letter again under its old id. False: a newer message of its incident has overtaken it, nothing is sent.
+
+        Raises InputError for a message that is unknown or not dead, Unavailable when not stored.
+        """
+        found = self._outbox.redeliver(message_id)
+        self._workers.wake()
+        return found
+
+    def receivers(self, now: float) -> list[dict[str, Any]]:
+        """A dict a receiver: breaker (closed, open, half-open), failures in a row, waiting, dead, oldest_at of what waits (UTC seconds)."""
+        return self._outbox.figures(now)
+
+    def probe(self) -> None:
+        """Raises Unavailable when the incident file takes no change (a full disk)."""
+        self._database.probe()
+
     def counts(self) -> dict[str, int]:
-        """Since the start of this process: sent, retries, dead, notifier_errors, storage_errors."""
-        names = ("sent", "retries", "dead", "notifier_errors", "storage_errors")
+        """Since the start of this process: sent, retries, dead, breaker_opened, notifier_errors, worker_errors, storage_errors, clock_jumps."""
+        names = ("sent", "retries", "dead", "breaker_opened", "notifier_errors", "worker_errors", "storage_errors", "clock_jumps")
         return {name: self._outbox.counts[name] + self._workers.counts[name] for name in names}
 
     def deliver_due(self, now: float) -> int:

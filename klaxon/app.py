@@ -30,6 +30,7 @@ from klaxon.canary import Canary
 from klaxon.chores import schedule
 from klaxon.config import Config
 from klaxon.diagnose_task import Diagnostician
+from klaxon.heartbeat import Heartbeat, heartbeat_of
 from klaxon.ingest import Ingest, ingest_router
 from klaxon.live import Live
 from klaxon.outsiders import OutsidersNeedTheToken
@@ -98,6 +99,7 @@ class Daemon:
         self.api: FastAPI = build_api(self.store, self.live)
         self.token = read_token(config)
         self.api.add_middleware(OutsidersNeedTheToken, token=self.token)
+        self.heartbeat = heartbeat_of(self)
         self.api.include_router(ingest_router(self.ingest, token=self.token, weights=self.trainer.take_checked_weights))
         self.api.include_router(alerts_router(self.alerts, token=self.token, verdict=self.live.judged))
         self.socket = Path(config.daemon.socket or folder / "klaxon.sock")
@@ -200,6 +202,8 @@ class Daemon:
             chores.append(("probe", lambda: self.probe.probe(time.time()), self.config.engine.probe_seconds))
             if self.config.canary.prompts:
                 chores.append(("canary", self.canary.sing, self.config.canary.every_seconds))
+        if self.heartbeat is not None:
+            chores.append(("heartbeat_webhook", self.heartbeat.beat, self.config.alerts.heartbeat_seconds))
         if self.shadow is not None:
             chores.append(("weights", self._poll_weights, self.config.weights.poll_seconds))
         return chores

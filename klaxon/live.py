@@ -58,7 +58,7 @@ class Live:
             "floor_nats": watch.floor_nats, "blind_spots": self._blind_spots(now),
             "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes()},
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
-            "alerts_delivered": daemon.alerts.delivered_count(),
+            "alerts_delivered": daemon.alerts.delivered_count(), "receivers": daemon.alerts.receivers(now),
         }
 
     @property
@@ -116,10 +116,13 @@ class Live:
     def _scorer(self) -> dict[str, Any]:
         worker, shadow = self._daemon.worker, self._daemon.shadow
         scored, seen = worker.counts["tokens_scored"], worker.counts["tokens_seen"]
+        oldest = worker.oldest_unscored_at
         return {
             "state": "off" if worker.views is None else "on", "device": shadow.device if shadow else None,
             "tokens_per_second": scored / worker.busy_seconds if worker.busy_seconds else None,
-            "backlog": len(worker.inbox), "last_scored_at": worker.last_scored_at,
+            "backlog": len(worker.inbox),
+            "oldest_unscored_seconds": max(0.0, time.time() - oldest) if oldest is not None else None,
+            "last_scored_at": worker.last_scored_at,
             "coverage": scored / seen if seen else None,
         }
 

@@ -11,7 +11,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 from alerts import incidents, reading, rows
 from alerts.config import AlertsConfig
 from alerts.db import Database
+from alerts.desk import Desk
 from alerts.incidents import Case
 from alerts.lock import StateLock
 from alerts.message import measured
@@ -28,7 +29,7 @@ from alerts.notifiers import build
 from alerts.outbox import Outbox
 from alerts.pipeline import decide
 from alerts.policy import policy_of
-from alerts.silences import Silence, read_silence, text_of
+from alerts.silences import text_of
 from alerts.workers import Workers
 from collector.errors import InputError, Unavailable
 from collector.records import Diagnosis, Drift, Incident
@@ -67,6 +68,7 @@ class Alerts:
             on_failure.pop_all()
         self._outbox = Outbox(self._database, notifiers, config, jitter=random.Random())
         self._workers = Workers(self._outbox, self._receivers, clock=clock)
+        self.desk = Desk(self._database, tell=lambda connection, now: self._tell(connection, (), now), wake=self._workers.wake)
 
     def observe(self, drifts: Iterable[Drift], *, now: float, diagnosis: Diagnosis | None = None,
                 closed_at: float | None = None) -> tuple[Incident, ...]:
@@ -135,40 +137,6 @@ class Alerts:
         self._workers.wake()
         return case.incident
 
-    def silence(self, said: Mapping[str, Any], *, now: float) -> dict[str, Any]:
-        """Take a silence as the API and the command line say it (silences.read_silence), or with "incident" in place of "match".
-
-        Raises:
-            InputError: naming the field that cannot be used, or the incidents that are open.
-            Unavailable: not stored.
-        """
-        with self._database.transaction() as connection:
-            if "incident" in said:
-                if "match" in said:
-                    raise InputError("give one of incident and match", field="match")
-                said = {**said, "match": {"fingerprint": self._case(str(said["incident"])).incident.fingerprint}}
-                del said["incident"]
-            stored = rows.insert_silence(connection, read_silence(said, now=now))
-            self._tell(connection, (), now)
-        return stored.to_json(now)
-
-    def silences(self, now: float, *, ended: bool = False) -> list[dict[str, Any]]:
-        """The silences in force and to come, the first to end first; with `ended`, all there ever were."""
-        found = [rows.silence(row) for row in self._database.rows("SELECT * FROM silences ORDER BY ends_at, id")]
-        return [one.to_json(now) for one in found if ended or now < one.ends_at]
-
-    def expire(self, silence_id: str, *, now: float) -> dict[str, Any]:
-        """End a silence now; what it covered and still fires is told. Raises InputError: it is unknown, or has ended; Unavailable."""
-        with self._database.transaction() as connection:
-            known = [rows.silence(row) for row in connection.execute("SELECT * FROM silences ORDER BY ends_at, id").fetchall()]
-            one = next((one for one in known if one.id == silence_id), None)
-            if one is None or now >= one.ends_at:
-                raise InputError(f"{'no silence' if one is None else 'already ended:'} {silence_id!r}; {_in_force(known, now)}")
-            connection.execute("UPDATE silences SET ends_at = ? WHERE id = ?", (now, silence_id))
-            self._tell(connection, (), now)
-        self._workers.wake()
-        return replace(one, ends_at=now).to_json(now)
-
     def resolve(self, fingerprint: str, *, now: float, why: str) -> Incident | None:
         """The fault is gone; None when no incident of that fingerprint is open. Raises Unavailable when not stored."""
         with self._database.transaction() as connection:
@@ -193,14 +161,6 @@ class Alerts:
     def incidents(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest incidents first, as dicts fit for JSON."""
         return reading.incidents(self._database, limit)
-
-    def open_listed(self, limit: int = 1000) -> list[dict[str, Any]]:
-        """The open ones among them, however many are over."""
-        return reading.open_incidents(self._database, limit)
-
-    def explain(self, incident_id: str, *, now: float) -> dict[str, Any]:
-        """Its history, every decision about it in order, and the silences over it. Raises InputError: no such incident; the open ones are listed."""
-        return reading.explain(self._database, incident_id, now)
 
     def decisions(self, incident_id: str) -> list[dict[str, Any]]:
         """Why each receiver was or was not told, oldest first: receiver, reason, detail, at, last_at, times."""
@@ -300,8 +260,3 @@ class Alerts:
 def _knows_better(case: Case, guess: Diagnosis) -> bool:
     """A first guess does not replace a verdict that rests on re-scored rollouts."""
     return measured(case.incident.diagnosis) and not measured(guess)
-
-
-def _in_force(known: Sequence[Silence], now: float) -> str:
-    found = [f"{one.id} (by {one.author}: {one.reason})" for one in known if now < one.ends_at]
-    return f"in force: {', '.join(found[:10])}" if found else "none is in force"

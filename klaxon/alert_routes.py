@@ -43,13 +43,13 @@ def alerts_router(alerts: Alerts, *, token: str | None, verdict: Callable[[str, 
         if (refusal := _refusal(request, token)) is not None:
             return refusal
         said = await _body(request, None)
-        return JSONResponse(await run_in_threadpool(alerts.silence, said, now=clock()), status_code=201)
+        return JSONResponse(await run_in_threadpool(alerts.desk.silence, said, now=clock()), status_code=201)
 
     @router.delete("/v1/silences/{silence}")
     async def expire(silence: str, request: Request) -> Response:
         if (refusal := _refusal(request, token, body=False)) is not None:
             return refusal
-        return JSONResponse(await run_in_threadpool(alerts.expire, silence, now=clock()))
+        return JSONResponse(await run_in_threadpool(alerts.desk.expire, silence, now=clock()))
 
     return router
 
@@ -57,15 +57,15 @@ def alerts_router(alerts: Alerts, *, token: str | None, verdict: Callable[[str, 
 def _add_reads(router: APIRouter, alerts: Alerts, verdict: Callable[[str, float], Verdict], clock: Callable[[], float]) -> None:
     @router.get("/v1/incidents/open")
     def open_incidents(limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> Response:
-        return JSONResponse(alerts.open_listed(limit))
+        return JSONResponse(alerts.desk.open_incidents(limit))
 
     @router.get("/v1/incidents/{incident}")
     def explain(incident: str) -> Response:
-        return JSONResponse(alerts.explain(incident, now=clock()))
+        return JSONResponse(alerts.desk.explain(incident, now=clock()))
 
     @router.get("/v1/silences")
     def silences(ended: bool = False) -> Response:
-        return JSONResponse(alerts.silences(clock(), ended=ended))
+        return JSONResponse(alerts.desk.silences(clock(), ended=ended))
 
     @router.get("/v1/verdict")
     def read_verdict(run: Annotated[str, Query(max_length=512)] = "") -> Response:

@@ -149,14 +149,14 @@ def test_a_web_page_cannot_silence_a_daemon_on_loopback(served) -> None:
     posted = httpx.post(served.url + "/v1/silences", content=body, headers={"content-type": "text/plain"}, trust_env=False)
     same_origin = httpx.post(served.url + "/v1/silences", content=body, trust_env=False,
                              headers={"content-type": "application/json", "origin": "http://rebound.example"})
-    assert (posted.status_code, same_origin.status_code) == (415, 403) and served.alerts.silences(time.time()) == []
+    assert (posted.status_code, same_origin.status_code) == (415, 403) and served.alerts.desk.silences(time.time()) == []
 
 
 def test_where_a_token_is_set_every_write_needs_it_and_the_commands_take_it_from_the_environment(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("KLAXON_TOKEN", "s3cret")
     with served_daemon(tmp_path) as served:
         (incident,) = served.alerts.observe([mismatch()], now=time.time())
-        made = served.alerts.silence({"match": {"run": "x"}, "for": "1h", "author": "a", "reason": "r"}, now=time.time())
+        made = served.alerts.desk.silence({"match": {"run": "x"}, "for": "1h", "author": "a", "reason": "r"}, now=time.time())
         with httpx.Client(base_url=served.url, trust_env=False, timeout=10) as client:
             for answer in (client.post("/v1/silences", json={}), client.delete(f"/v1/silences/{made['id']}"),
                            client.post(f"/v1/incidents/{incident.id}/ack", json={"author": "x"}, headers={"Authorization": "Bearer wrong"})):

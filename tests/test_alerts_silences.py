@@ -82,7 +82,7 @@ def test_a_file_of_the_schema_before_opens_and_keeps_its_rows_and_its_mutes_go_o
     alerts = alerts_of(path, CONSOLE)
     (found,) = alerts.incidents()
     assert (found["id"], found["state"], found["returns"], found["history"][0]["why"]) == (id_, "firing", 0, "alarm in batch 18")
-    (silence,) = alerts.silences(NOW + 60)
+    (silence,) = alerts.desk.silences(NOW + 60)
     assert silence["match"] == {"fingerprint": "r1/mismatch"} and (silence["author"], silence["reason"], silence["id"]) == ("ada", "known", "m1")
     alerts.tick(NOW + 60)
     alerts.tick(NOW + 3600)
@@ -99,7 +99,7 @@ def test_a_file_of_the_schema_before_opens_and_keeps_its_rows_and_its_mutes_go_o
 
 def test_a_silence_by_glob_holds_what_fits_tells_it_when_it_ends_and_leaves_the_rest(tmp_path) -> None:
     alerts = alerts_of(tmp_path / "c.sqlite", CONSOLE)
-    made = alerts.silence({"match": {"fault": "engine_*", "replica": "http://10.0.0.*"}, "for": "1h", "author": "ada", "reason": "new rack"}, now=NOW)
+    made = alerts.desk.silence({"match": {"fault": "engine_*", "replica": "http://10.0.0.*"}, "for": "1h", "author": "ada", "reason": "new rack"}, now=NOW)
     assert made["id"].startswith("sil_") and made["ends_at"] == NOW + 3600
     mine, other = alerts.observe([fact(), fact(slice={"replica": "http://10.9.0.3:8000"})], now=NOW + 60)
     assert (reasons(alerts, mine.id), reasons(alerts, other.id)) == (["muted"], ["first"])
@@ -109,7 +109,7 @@ def test_a_silence_by_glob_holds_what_fits_tells_it_when_it_ends_and_leaves_the_
     found = alerts.decisions(mine.id)
     assert [(one["reason"], one["times"]) for one in found] == [("muted", 2), ("first", 1)]
     assert found[1]["detail"] == "its silence has ended, and it still fires"
-    assert alerts.silences(NOW + 3600) == [] and alerts.silences(NOW + 3600, ended=True)[0]["state"] == "expired"
+    assert alerts.desk.silences(NOW + 3600) == [] and alerts.desk.silences(NOW + 3600, ended=True)[0]["state"] == "expired"
     alerts.stop()
 
 
@@ -117,21 +117,21 @@ def test_expiring_a_silence_tells_at_once_and_an_unknown_one_lists_those_in_forc
     alerts = alerts_of(tmp_path / "c.sqlite", CONSOLE)
     (incident,) = alerts.observe([mismatch()], now=NOW)
     alerts.deliver_due(NOW)
-    made = alerts.silence({"incident": incident.id[:7], "for": "2h", "author": "ada", "reason": "known"}, now=NOW + 60)
+    made = alerts.desk.silence({"incident": incident.id[:7], "for": "2h", "author": "ada", "reason": "known"}, now=NOW + 60)
     assert made["match"] == {"fingerprint": "r1/mismatch"}
     alerts.observe([mismatch(slice={"replica": "b"})], now=NOW + 120)
     with pytest.raises(InputError, match=rf"no silence 'sil_x'; in force: {made['id']} \(by ada: known\)"):
-        alerts.expire("sil_x", now=NOW + 180)
-    assert alerts.expire(made["id"], now=NOW + 180)["state"] == "expired"
+        alerts.desk.expire("sil_x", now=NOW + 180)
+    assert alerts.desk.expire(made["id"], now=NOW + 180)["state"] == "expired"
     assert reasons(alerts, incident.id) == ["first", "muted", "worse"]
     with pytest.raises(InputError, match="already ended"):
-        alerts.expire(made["id"], now=NOW + 240)
+        alerts.desk.expire(made["id"], now=NOW + 240)
     alerts.stop()
 
 
 def test_a_planned_silence_begins_at_its_time(tmp_path) -> None:
     alerts = alerts_of(tmp_path / "c.sqlite", CONSOLE)
-    alerts.silence({"match": {"run": "r1"}, "starts_at": NOW + 600, "for": "1h", "author": "ada", "reason": "upgrade"}, now=NOW)
+    alerts.desk.silence({"match": {"run": "r1"}, "starts_at": NOW + 600, "for": "1h", "author": "ada", "reason": "upgrade"}, now=NOW)
     before, = alerts.observe([fact()], now=NOW + 60)
     within, = alerts.observe([mismatch()], now=NOW + 660)
     assert (reasons(alerts, before.id), reasons(alerts, within.id)) == (["first", "muted"], ["muted"])
@@ -149,8 +149,8 @@ def test_a_silence_that_cannot_be_meant_is_refused_by_field(tmp_path, changes, w
     said = {"match": {"fault": "no_rollouts"}, "for": "2h", "author": "ada", "reason": "known", **changes}
     alerts = alerts_of(tmp_path / "c.sqlite", CONSOLE)
     with pytest.raises(InputError) as caught:
-        alerts.silence(said, now=NOW)
-    assert words in str(caught.value) and alerts.silences(NOW) == []
+        alerts.desk.silence(said, now=NOW)
+    assert words in str(caught.value) and alerts.desk.silences(NOW) == []
     alerts.stop()
 
 
@@ -185,7 +185,7 @@ def test_an_acknowledgement_keeps_who_and_why_is_told_and_stops_the_repeats(tmp_
     alerts.deliver_due(NOW)
     assert alerts.acknowledge(incident.id[:8], by="ada", reason="rolling back", now=NOW + 60).state == "acknowledged"
     alerts.tick(NOW + 86400)
-    found = alerts.explain(incident.id, now=NOW + 86400)
+    found = alerts.desk.explain(incident.id, now=NOW + 86400)
     assert found["acknowledgement"] == "acknowledged by ada: rolling back"
     assert [(step["from_state"], step["to_state"], step["author"]) for step in found["history"]] == [
         (None, "firing", None), ("firing", "acknowledged", "ada")]
@@ -199,13 +199,13 @@ def test_an_acknowledgement_keeps_who_and_why_is_told_and_stops_the_repeats(tmp_
 def test_an_unknown_incident_lists_the_open_ones_and_an_ambiguous_beginning_the_candidates(tmp_path) -> None:
     alerts = alerts_of(tmp_path / "c.sqlite", CONSOLE)
     with pytest.raises(InputError, match="none is open"):
-        alerts.explain("inc_x", now=NOW)
+        alerts.desk.explain("inc_x", now=NOW)
     (one,) = alerts.observe([mismatch()], now=NOW)
     alerts.observe([fact()], now=NOW)
     with pytest.raises(InputError, match=rf"no incident 'inc_x'; open: .*{one.id} \(Rollout logprobs"):
-        alerts.explain("inc_x", now=NOW)
+        alerts.desk.explain("inc_x", now=NOW)
     with pytest.raises(InputError, match=r"beginning of 2 incidents: inc_\w+, inc_\w+"):
-        alerts.explain("inc_", now=NOW)
+        alerts.desk.explain("inc_", now=NOW)
     alerts.stop()
 
 
@@ -228,7 +228,7 @@ def test_a_fault_that_returns_soon_reopens_its_incident_and_its_held_back_end_is
     alerts.observe([], now=NOW + 1400)
     alerts.observe([], now=NOW + 90000)
     assert reasons(alerts, first.id)[-1] == "resolved" and len(alerts.incidents()) == 1
-    assert [step["to_state"] for step in alerts.explain(first.id, now=NOW)["history"]] == 4 * ["firing", "resolved"]
+    assert [step["to_state"] for step in alerts.desk.explain(first.id, now=NOW)["history"]] == 4 * ["firing", "resolved"]
     (new,) = alerts.observe([mismatch()], now=NOW + 90060)
     assert new.id != first.id
     alerts.stop()
@@ -242,7 +242,7 @@ def test_escalations_silences_and_acknowledgements_outlive_a_restart(tmp_path) -
     alerts.deliver_due(NOW)
     alerts.tick(NOW + 1800)
     alerts.acknowledge(one.id, by="ada", now=NOW + 1860)
-    alerts.silence({"incident": other.id, "for": "1h", "author": "ada", "reason": "known"}, now=NOW + 1860)
+    alerts.desk.silence({"incident": other.id, "for": "1h", "author": "ada", "reason": "known"}, now=NOW + 1860)
     alerts.stop()
     again = alerts_of(tmp_path / "c.sqlite", *receivers)
     again.observe([mismatch(alarm_t=30), fact(alarm_t=31)], now=NOW + 1920)
@@ -255,7 +255,7 @@ def test_escalations_silences_and_acknowledgements_outlive_a_restart(tmp_path) -
 
 def test_a_clock_that_goes_back_neither_loses_nor_repeats_a_message(tmp_path) -> None:
     alerts = alerts_of(tmp_path / "c.sqlite", CONSOLE, ReceiverConfig(type="console", name="lead", escalation=True))
-    alerts.silence({"match": {"fault": "no_rollouts"}, "for": "1h", "author": "ada", "reason": "known"}, now=NOW)
+    alerts.desk.silence({"match": {"fault": "no_rollouts"}, "for": "1h", "author": "ada", "reason": "known"}, now=NOW)
     (first,) = alerts.observe([mismatch()], now=NOW)
     alerts.deliver_due(NOW)
     muted, = alerts.observe([fact("no_rollouts", slice={})], now=NOW + 10)

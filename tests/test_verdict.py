@@ -106,7 +106,7 @@ def test_a_trainer_polls_from_unknown_to_healthy_to_mismatch_and_back_over_http(
     bad = klaxon_tap.verdict("r1", timeout=20.0)
     assert (bad["state"], bad["cause"], bad["confident"], bad["incident"]) == ("mismatch", "stale_weights", True, incident.id)
     assert len(bad["since"]) == 2 and set(bad) == set(first)
-    served.alerts.silence({"match": {"run": "*"}, "for": "1h", "author": "ada", "reason": "x"}, now=time.time())
+    served.alerts.desk.silence({"match": {"run": "*"}, "for": "1h", "author": "ada", "reason": "x"}, now=time.time())
     assert klaxon_tap.verdict(timeout=20.0)["state"] == "mismatch"  # a silence is for people
     served.alerts.resolve("r1/mismatch", now=time.time(), why="gone")
     assert klaxon_tap.verdict(timeout=20.0)["state"] == "healthy"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from alerts import words
 from alerts.incidents import Case
+from alerts.labels import unmatched
 from alerts.message import measured
 from alerts.notice import Log, Notice, NotifyReason, Told
 
@@ -116,5 +117,6 @@ def _heard_at(log: Log) -> dict[str, float]:
 
 
 def _escalation_receivers(notice: Notice, log: Log) -> str:
-    """The receivers an escalation reaches, for the one that is told of it; "" when there is none."""
-    return ", ".join(name for name in log.receivers if name != notice.receiver and log.policy(name).escalation)
+    """The receivers an escalation of this incident reaches, for the one that is told of it; "" when there is none."""
+    others = {name: log.policy(name) for name in log.receivers if name != notice.receiver}
+    return ", ".join(name for name, policy in others.items() if policy.escalation and unmatched(policy.match, notice.case) is None)

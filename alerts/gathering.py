@@ -21,9 +21,12 @@ def gather(notices: tuple[Notice, ...], log: Log, now: float) -> tuple[Notice, .
     fresh: dict[Key, list[int]] = defaultdict(list)  # open and about to be told
     for i, notice in enumerate(notices):
         key = (notice.receiver, notice.case.incident.run, notice.case.fault)
-        if notice.case.is_open and log.told_of(notice) is not None:
-            known[key].append(i)
-        elif notice.reason is NotifyReason.FIRST:
+        if not notice.case.is_open or notice.reason is None:
+            continue
+        if log.told_of(notice) is not None:
+            if notice.reason.sends or notice.reason is NotifyReason.DUPLICATE:  # one that is silenced now can count for nobody
+                known[key].append(i)
+        elif notice.reason in (NotifyReason.FIRST, NotifyReason.ESCALATED):
             fresh[key].append(i)
     done = list(notices)
     for key, indices in fresh.items():

@@ -165,10 +165,11 @@ def test_an_escalation_that_overtakes_an_unsent_first_notice_is_told_once() -> N
     assert desk.reasons(case, now=NOW + 1815) == ["duplicate", "duplicate"]
 
 
-def test_without_receivers_to_escalate_to_nothing_escalates() -> None:
-    desk, case = Desk(team=Policy()), case_of(mismatch())
+@pytest.mark.parametrize("others", [{}, {"lead": Policy(escalation=True, match={"severity": ("warn",)})}])
+def test_without_receivers_to_escalate_to_nothing_escalates(others) -> None:
+    desk, case = Desk(team=Policy(), **others), case_of(mismatch())
     desk.tell(case, now=NOW)
-    assert desk.reasons(case, now=NOW + 2 * HOUR) == ["duplicate"]
+    assert desk.reasons(case, now=NOW + 2 * HOUR)[0] == "duplicate"
 
 
 @pytest.mark.parametrize("cause", ["label_moved_weights_same", "weights_never_move"])
@@ -239,11 +240,22 @@ def test_counted_incidents_are_not_told_while_a_told_one_of_their_fault_is_open_
 
 
 def test_silenced_incidents_take_no_room_in_a_group() -> None:
-    desk = Desk(team=Policy(match={"fault": ("engine_unreachable",)}))
+    desk = Desk(team=Policy())
     desk.log = replace(desk.log, group_over=1)
-    inhibited = case_of(fact("tap_silent", slice={"replica": "e0"}), id="inc_tap")
-    engine = case_of(fact(slice={"replica": "e0"}), id="inc_engine", now=NOW + 60)
-    assert desk.reasons(inhibited, engine, now=NOW + 60) == ["not_routed", "first"]
+    engines = [case_of(fact(slice={"replica": f"e{i}"}), id=f"inc_{i}") for i in range(3)]
+    assert desk.reasons(engines[0], now=NOW) == ["first"]
+    desk.log = replace(desk.log, silences=(Silence(match={"replica": "e0"}, starts_at=NOW, ends_at=NOW + HOUR, author="ada", reason="x"),))
+    assert desk.reasons(*engines, now=NOW + 60) == ["muted", "first", "grouped"]
+
+
+def test_escalations_of_one_fault_in_many_places_are_gathered_too() -> None:
+    desk = Desk(team=Policy(), lead=Policy(escalation=True))
+    desk.log = replace(desk.log, group_over=2)
+    engines = [case_of(fact(slice={"replica": f"e{i}"}), id=f"inc_{i}") for i in range(4)]
+    desk.tell(*engines, now=NOW)
+    found = desk.tell(*engines, now=NOW + 1800)
+    assert [str(found[case.incident.id, "lead"].reason) for case in engines] == ["escalated", "escalated", "grouped", "grouped"]
+    assert "2 more of this fault are open" in found["inc_0", "lead"].detail
 
 
 def returned(case: Case, now: float) -> Case:

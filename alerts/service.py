@@ -28,6 +28,8 @@ from collector.errors import InputError, Unavailable
 from collector.records import Diagnosis, Drift, Incident
 
 OPEN = "SELECT * FROM incidents WHERE state != 'resolved' ORDER BY opened_at, id"
+MANY_OPEN = 200  # from here on an end is told without another look at every open incident; the next batch looks
+STORM_OPEN = 2000  # from here on what is new is told in rounds: one a second and thousand open incidents
 MAX_UNSTORED = 1000
 
 
@@ -49,6 +51,7 @@ class Alerts:
         self._receivers = tuple(notifiers)
         self._unstored: list[tuple[Drift, float, float]] = []  # drift, now, closed_at: what a full disk did not take
         self._unstored_lock = threading.Lock()
+        self._round_at = float("-inf")  # UTC seconds, when every open incident was last looked at
         self._database = Database(path)
         self._outbox = Outbox(self._database, notifiers, config, jitter=random.Random())
         self._workers = Workers(self._outbox, self._receivers, clock=clock)
@@ -85,7 +88,9 @@ class Alerts:
                 for case in rows.cases(connection.execute(OPEN).fetchall()):
                     if case.fault == "mismatch" and case.incident.run == self._run:
                         touched[case.incident.id] = self._save(connection, incidents.diagnosed(case, diagnosis, now=now))
-            self._tell(connection, (), now)
+            if self._round_is_due(connection, now):
+                self._tell(connection, (), now)
+                self._round_at = now
 
     def attach_diagnosis(self, incident_id: str, diagnosis: Diagnosis, *, now: float) -> Incident:
         """The verdict, or a better one, for an incident. Raises InputError for an unknown id, Unavailable when not stored."""
@@ -113,7 +118,7 @@ class Alerts:
                 return None
             case = self._save(connection, incidents.resolved(found[0], now=now))
             rows.note_transition(connection, case, before=found[0].incident.state, why=why)
-            self._tell(connection, (case,), now)
+            self._tell(connection, (case,), now, all_open=_open_count(connection) <= MANY_OPEN)
         self._workers.wake()
         return case.incident
 
@@ -185,15 +190,20 @@ class Alerts:
         rows.insert_case(connection, case)
         return case
 
-    def _tell(self, connection: sqlite3.Connection, ended: Sequence[Case], now: float) -> None:
+    def _tell(self, connection: sqlite3.Connection, ended: Sequence[Case], now: float, *, all_open: bool = True) -> None:
         """Run the pipeline over every open incident of the run, and those that just ended, and store what it decided."""
-        open_cases = tuple(case for case in rows.cases(connection.execute(OPEN).fetchall()) if case.incident.run == self._run)
+        open_cases = tuple(case for case in rows.cases(connection.execute(OPEN).fetchall()) if case.incident.run == self._run) if all_open else ()
         ids = [case.incident.id for case in (*open_cases, *ended)]
         log = Log(
             receivers=self._receivers, open_cases=open_cases, told=rows.told(connection, ids), unsent=rows.unsent(connection, ids),
             mutes=rows.mutes(connection, now), repeat_interval_seconds=self._config.repeat_interval_seconds,
             worse_factor=self._config.worse_factor, budget_text=self._budget_text, dashboard_url=self._config.dashboard_url)
         rows.journal(connection, decide((*open_cases, *ended), log, now), now)
+
+    def _round_is_due(self, connection: sqlite3.Connection, now: float) -> bool:
+        """Always, but in a storm: deciding depends on stored state alone, so what is put off is told with the next round."""
+        still_open = _open_count(connection)
+        return still_open <= STORM_OPEN or not 0 <= now - self._round_at < still_open / 1000
 
     def _save(self, connection: sqlite3.Connection, case: Case) -> Case:
         rows.update_case(connection, case)
@@ -218,3 +228,7 @@ class Alerts:
             "diagnosis": rows.diagnosis_to_json(incident.diagnosis) if incident.diagnosis is not None else None,
             "notifications": [dict(row) for row in sent],
         }
+
+
+def _open_count(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM incidents WHERE state != 'resolved'").fetchone()[0])

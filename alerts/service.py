@@ -36,6 +36,8 @@ from collector.records import Diagnosis, Drift, Incident
 
 OPEN = "SELECT * FROM incidents WHERE state != 'resolved' ORDER BY opened_at, id"
 OWED = "SELECT * FROM incidents WHERE owed AND state = 'resolved' ORDER BY opened_at, id"
+MANY_OPEN = 200  # from here on an end is told without another look at every open incident; the next batch looks
+STORM_OPEN = 2000  # from here on what is new is told in rounds: one a second and thousand open incidents
 MAX_UNSTORED = 1000
 
 
@@ -59,6 +61,7 @@ class Alerts:
         self._policies = {receiver.name: policy_of(receiver) for receiver in receivers}
         self._unstored: list[tuple[Drift, float, float]] = []  # drift, now, closed_at: what a full disk did not take
         self._unstored_lock = threading.Lock()
+        self._round_at = float("-inf")  # UTC seconds, when every open incident was last looked at
         with ExitStack() as on_failure:
             lock = StateLock(Path(path)) if exclusive else None
             if lock is not None:
@@ -102,7 +105,9 @@ class Alerts:
                 for case in rows.cases(connection.execute(OPEN).fetchall()):
                     if case.fault == "mismatch" and case.incident.run == self._run and not _knows_better(case, diagnosis):
                         touched[case.incident.id] = self._save(connection, incidents.diagnosed(case, diagnosis, now=now))
-            self._tell(connection, (), now)
+            if self._round_is_due(connection, now):
+                self._tell(connection, (), now)
+                self._round_at = now
 
     def attach_diagnosis(self, incident_id: str, diagnosis: Diagnosis, *, now: float) -> Incident:
         """The verdict, or a better one, for an incident. Raises InputError for an unknown id, Unavailable when not stored."""
@@ -146,7 +151,7 @@ class Alerts:
                 return None
             case = self._save(connection, incidents.resolved(found[0], now=now, calm_seconds=self._config.flap_window_seconds))
             rows.note_transition(connection, case, before=found[0].incident.state, why=why)
-            self._tell(connection, (case,), now)
+            self._tell(connection, (case,), now, all_open=_open_count(connection) <= MANY_OPEN)
         self._workers.wake()
         return case.incident
 
@@ -229,11 +234,11 @@ class Alerts:
         rows.insert_case(connection, case)
         return case
 
-    def _tell(self, connection: sqlite3.Connection, ended: Sequence[Case], now: float, *, count_repeats: bool = True) -> None:
+    def _tell(self, connection: sqlite3.Connection, ended: Sequence[Case], now: float, *, all_open: bool = True, count_repeats: bool = True) -> None:
         """Run the pipeline over every open incident of the run, those that just ended and those whose end is still to be
-        told, and store what it decided."""
-        open_cases = self._own(connection, OPEN, now)
-        over = {case.incident.id: case for case in (*self._own(connection, OWED, now), *ended)}
+        told, and store what it decided. Without `all_open`, over those that just ended alone."""
+        open_cases = self._own(connection, OPEN, now) if all_open else ()
+        over = {case.incident.id: case for case in (*(self._own(connection, OWED, now) if all_open else ()), *ended)}
         ids = [*(case.incident.id for case in open_cases), *over]
         config = self._config
         log = Log(
@@ -249,6 +254,11 @@ class Alerts:
         found = tuple(case for case in rows.cases(connection.execute(sql).fetchall()) if case.incident.run == self._run)
         return tuple(self._save(connection, replace(case, changed_at=now)) if (case.changed_at or 0.0) > now else case for case in found)
 
+    def _round_is_due(self, connection: sqlite3.Connection, now: float) -> bool:
+        """Always, but in a storm: deciding depends on stored state alone, so what is put off is told with the next round."""
+        still_open = _open_count(connection)
+        return still_open <= STORM_OPEN or not 0 <= now - self._round_at < still_open / 1000
+
     def _save(self, connection: sqlite3.Connection, case: Case) -> Case:
         rows.update_case(connection, case)
         return case
@@ -260,3 +270,7 @@ class Alerts:
 def _knows_better(case: Case, guess: Diagnosis) -> bool:
     """A first guess does not replace a verdict that rests on re-scored rollouts."""
     return measured(case.incident.diagnosis) and not measured(guess)
+
+
+def _open_count(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM incidents WHERE state != 'resolved'").fetchone()[0])

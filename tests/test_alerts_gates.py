@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from alerts.config import AlertsConfig, ReceiverConfig
 from alerts.gates import limits
 from alerts.outbox import LEASE_SECONDS, LONGEST_PAUSE_SECONDS
-from alerts.service import Alerts
+from alerts.service import MANY_OPEN, Alerts
 from alerts_fault_server import FaultServer, answer, serving
 from alerts_faults import wait
-from alerts_helpers import BUDGET, NOW, alerts_of, fact, mismatch, one_by_one
+from alerts_helpers import BUDGET, NOW, fact, mismatch, one_by_one
+from alerts_helpers import alerts_of as alerts_with
 from collector.errors import InputError, Unavailable
 
 
@@ -22,6 +23,11 @@ from collector.errors import InputError, Unavailable
 def place():
     with serving(FaultServer(fault=answer(500))) as server:
         yield server
+
+
+def alerts_of(path, *receivers, **changes):
+    """With patience enough for a busy machine: a receiver that is well must not look like one that is not."""
+    return alerts_with(path, *receivers, **{"timeout_seconds": 20.0, **changes})
 
 
 def hook(place, **changes):
@@ -149,7 +155,8 @@ def test_dead_letters_are_listed_and_sent_again_under_their_id_unless_a_newer_me
 
 
 def test_a_clock_that_jumps_neither_delays_nor_kills_what_waits(place, tmp_path) -> None:
-    shift, waits = [0.0], {"backoff_seconds": 0.02, "backoff_max_seconds": 0.05, "breaker_failures": 1000, "give_up_after_seconds": 3600.0}
+    shift, waits = [0.0], {"backoff_seconds": 0.02, "backoff_max_seconds": 0.05, "breaker_failures": 1000,
+                         "give_up_after_seconds": 3600.0, "timeout_seconds": 20.0}
     config = AlertsConfig(console=False, receivers=[hook(place)], **waits)
     alerts = Alerts(config, tmp_path / "c.sqlite", run="r1", budget_text=BUDGET, clock=lambda: time.time() + shift[0])
     alerts.start()
@@ -219,4 +226,38 @@ def test_a_full_disk_loses_nothing_and_delivery_goes_on_when_there_is_room(place
     room()
     alerts.observe([], now=time.time())
     wait(lambda: len({body["incident_id"] for body in place.bodies()}) == 53 and not alerts.undelivered(), "the rest")
+    alerts.stop()
+
+
+def test_with_very_many_open_an_end_is_told_at_once_and_what_it_uncovers_with_the_next_batch(place, tmp_path) -> None:
+    place.heal()
+    alerts = alerts_of(tmp_path / "c.sqlite", hook(place), **one_by_one())
+    alerts.observe([fact("engine_unreachable", slice={}), fact("no_rollouts", slice={}), *some(MANY_OPEN + 1)], now=NOW)
+    cause, hidden = (next(one for one in alerts.open_incidents() if one.fingerprint == f"r1/{name}") for name in ("engine_unreachable", "no_rollouts"))
+    alerts.deliver_due(NOW)
+    assert hidden.id not in {body["incident_id"] for body in place.bodies()}
+    alerts.resolve(cause.fingerprint, now=NOW + 1, why="it answers")
+    alerts.deliver_due(NOW + 1)
+    assert [body["state"] for body in place.bodies() if body["incident_id"] == cause.id] == ["firing", "resolved"]
+    for one in alerts.open_incidents():
+        if one.drifts[0].stream == "engine_unreachable":
+            alerts.resolve(one.fingerprint, now=NOW + 2, why="it answers")
+    alerts.observe([], now=NOW + 3)
+    alerts.deliver_due(NOW + 3)
+    assert [body["state"] for body in place.bodies() if body["incident_id"] == hidden.id] == ["firing"]
+    alerts.stop()
+
+
+def test_in_a_storm_what_is_new_is_told_in_rounds_and_nothing_is_left_out(place, tmp_path, monkeypatch) -> None:
+    place.heal()
+    monkeypatch.setattr("alerts.service.STORM_OPEN", 20)
+    alerts = alerts_of(tmp_path / "c.sqlite", hook(place), **one_by_one())
+    alerts.observe(some(30), now=NOW)
+    for tick in range(1, 4):
+        alerts.observe([fact(slice={"replica": f"new-{tick}"})], now=NOW + tick / 1000)
+    assert alerts.deliver_due(NOW) == 30
+    alerts.observe([], now=NOW + 1)
+    assert alerts.deliver_due(NOW + 1) == 3
+    alerts.observe([fact(slice={"replica": "after the clock went back"})], now=NOW - 3600)
+    assert alerts.deliver_due(NOW + 1) == 1
     alerts.stop()

@@ -120,7 +120,9 @@ class Alerts:
     def tick(self, now: float) -> None:
         """Tell what only the passing of time makes due: silences and quiet hours that end, escalations, repeats. Raises Unavailable."""
         with self._database.transaction() as connection:
-            self._tell(connection, (), now, count_repeats=False)
+            if self._round_is_due(connection, now):
+                self._tell(connection, (), now, count_repeats=False)
+                self._round_at = now
         self._workers.wake()
 
     def acknowledge(self, incident_id: str, *, by: str, now: float, reason: str = "") -> Incident:

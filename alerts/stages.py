@@ -15,7 +15,7 @@ Notices = tuple[Notice, ...]
 def group(notices: Notices, log: Log, now: float) -> Notices:
     """One notice an incident (the newest state of it), then one a receiver."""
     newest = {notice.case.incident.id: notice for notice in notices}
-    return tuple(replace(notice, receiver=receiver) for notice in newest.values() for receiver in log.receivers)
+    return tuple(Notice(case=notice.case, receiver=receiver) for notice in newest.values() for receiver in log.receivers)
 
 
 def route(notices: Notices, log: Log, now: float) -> Notices:

@@ -164,7 +164,7 @@ def test_a_clock_that_jumps_neither_delays_nor_kills_what_waits(place, tmp_path)
     for jump in (48 * 3600.0, -7 * 86400.0, 30.0):
         before, shift[0] = len(place.seen), shift[0] + jump
         wait(lambda before=before: len(place.seen) > before + 2, "the clock jumped and nothing was tried any more")
-    assert alerts.undelivered()[0]["state"] == "pending" and alerts.counts()["clock_jumps"] == 3
+    assert alerts.undelivered()[0]["state"] in ("pending", "leased") and alerts.counts()["clock_jumps"] == 3
     place.heal()
     wait(lambda: not alerts.undelivered(), "not delivered")
     alerts.stop()

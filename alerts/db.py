@@ -29,7 +29,8 @@ CREATE TABLE IF NOT EXISTS outbox (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, incident_id TEXT NOT NULL, receiver TEXT NOT NULL, reason TEXT NOT NULL,
     message TEXT NOT NULL, state TEXT NOT NULL, created_at REAL NOT NULL, due_at REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
     leased_until REAL, first_tried_at REAL, sent_at REAL, error TEXT);
-CREATE INDEX IF NOT EXISTS unsent ON outbox (receiver, seq) WHERE state IN ('pending', 'leased');
+DROP INDEX IF EXISTS unsent;
+CREATE INDEX IF NOT EXISTS outbox_states ON outbox (state, receiver);
 CREATE INDEX IF NOT EXISTS outbox_of ON outbox (incident_id, receiver, seq);
 CREATE TABLE IF NOT EXISTS deliveries (
     id INTEGER PRIMARY KEY, incident_id TEXT NOT NULL, receiver TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,

@@ -97,6 +97,8 @@ def run(scenario: Scenario, folder: Path, tls: dict[str, ssl.SSLContext]) -> Res
         wait(lambda: _final(good) == final, f"{scenario.name}: the healthy receiver was held up")
         other = time.monotonic() - began
         wait(lambda: _failures(alerts, scenario, bad) >= scenario.tries, f"{scenario.name}: too few attempts")
+        if scenario.dies:
+            wait(lambda: all(row["state"] == "dead" for row in alerts.undelivered()), f"{scenario.name}: not given up")
         errors = Counter(row["error"] for row in alerts.undelivered() if row["error"])
         dead = [row for row in alerts.undelivered() if row["state"] == "dead"] if scenario.dies else []
         failed = _failures(alerts, scenario, bad)

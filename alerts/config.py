@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from alerts.policy import policy_of
 from alerts.receiver_types import OWN_KEYS, TYPES, ReceiverType, Takes, checked_address, is_plain_loopback, read_secret
 
 
@@ -33,6 +34,19 @@ class ReceiverConfig(BaseModel):
     group: str = Field("", description="wandb: group of Klaxon's own run, e.g. the trainer's")
     allow_http: bool = Field(False, description="permit http to another machine; the address and the alert travel readable")
     allow_private: bool = Field(False, description="permit addresses of private networks (10.…, 192.168.…, link-local, …)")
+    match: dict[str, list[str]] = Field(default_factory=dict, description="only incidents that fit, by severity, run, cause and fault, each a list of values or globs; {} = all")
+    escalation: bool = Field(False, description="hears of an incident only once nobody has acknowledged it for escalate_after_seconds")
+    quiet_hours: list[str] = Field(default_factory=list, description="times of day it is left alone, e.g. [\"22:00-07:00\"]; told when they end, if still open")
+    time_zone: str = Field("UTC", description="time zone of quiet_hours, e.g. Europe/Berlin")
+    quiet_passes: list[Literal["page", "warn"]] = Field(default=["page"], description="severities that are told in quiet hours all the same")
+
+    @model_validator(mode="after")
+    def _is_routed(self) -> Self:
+        try:
+            policy_of(self)
+        except ValueError as error:
+            raise ValueError(f"receiver {self.name or self.type!r}: {error}") from None
+        return self
 
     @model_validator(mode="after")
     def _fits_its_type(self) -> Self:
@@ -113,6 +127,16 @@ class AlertsConfig(BaseModel):
     backoff_seconds: float = Field(1.0, gt=0, description="first pause after a failed delivery; doubles up to backoff_max_seconds, with full jitter, seconds")
     backoff_max_seconds: float = Field(300.0, gt=0, description="longest pause between two attempts, seconds")
     receivers: list[ReceiverConfig] = Field(default_factory=list, description="Where alerts go besides the console.")
+    escalate_after_seconds: float = Field(1800.0, gt=0, description="an incident that fires unacknowledged for this long is told again, and to receivers with escalation = true, seconds")
+    flap_window_seconds: float = Field(900.0, ge=0, description="a fault that returns within this long of its end reopens its incident, whose end is then told only once it has stayed away for this long, seconds")
+    group_over: int = Field(10, ge=0, description="of one fault (on many replicas, say) at most this many incidents are told one by one, the others counted in the oldest one's messages; 0 = all are told")
+    breaker_failures: int = Field(5, ge=1, description="after this many failures in a row a receiver is left alone for breaker_seconds, then tried with one message")
+    breaker_seconds: float = Field(30.0, gt=0, le=3600, description="how long, seconds")
+    rates: dict[str, float] = Field(default_factory=dict, description="most messages a second by receiver name or type, 0 = no limit; by default 1 for Slack, no limit for the others")
+    heartbeat_url_env: str = Field("", description="environment variable that holds an address which is POSTed to while all is well (a dead man's switch such as healthchecks.io)")
+    heartbeat_url_file: str = Field("", description="file that holds it (a mounted secret)")
+    heartbeat_seconds: float = Field(60.0, gt=0, description="how often, seconds")
+    heartbeat_allow_private: bool = Field(False, description="permit an address of a private network for it")
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -121,6 +145,23 @@ class AlertsConfig(BaseModel):
         if twice:
             raise ValueError(f"two receivers are called {twice[0]!r}; give each its own name")
         return self
+
+    @model_validator(mode="after")
+    def _rates_have_receivers(self) -> Self:
+        known = {*get_args(ReceiverConfig.model_fields["type"].annotation), *(receiver.name for receiver in self.all_receivers())}
+        for name, rate in self.rates.items():
+            if name not in known:
+                raise ValueError(f"rates names {name!r}, which is neither a receiver's name nor a type ({', '.join(sorted(known))})")
+            if not 0 <= rate < float("inf"):
+                raise ValueError(f"rates.{name} must be 0 (no limit) or a number of messages a second")
+        return self
+
+    def heartbeat(self) -> ReceiverConfig | None:
+        """The heartbeat's address under the rules of every other one; None when none is configured."""
+        if not (self.heartbeat_url_env or self.heartbeat_url_file):
+            return None
+        return ReceiverConfig(type="webhook", name="heartbeat", url_env=self.heartbeat_url_env, url_file=self.heartbeat_url_file,
+                              allow_private=self.heartbeat_allow_private)
 
     def all_receivers(self) -> tuple[ReceiverConfig, ...]:
         """The configured receivers, the console first where it is on."""

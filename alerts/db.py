@@ -14,31 +14,51 @@ from pathlib import Path
 
 from collector.errors import Unavailable
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS incidents (
     id TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, run TEXT NOT NULL, state TEXT NOT NULL, severity TEXT NOT NULL,
     opened_at REAL NOT NULL, updated_at REAL NOT NULL, resolved_at REAL, title TEXT NOT NULL,
-    since_lo REAL NOT NULL, since_hi REAL NOT NULL, drifts TEXT NOT NULL, diagnosis TEXT);
+    since_lo REAL NOT NULL, since_hi REAL NOT NULL, drifts TEXT NOT NULL, diagnosis TEXT,
+    returns INTEGER NOT NULL DEFAULT 0, changed_at REAL, owed INTEGER NOT NULL DEFAULT 0, acknowledgement TEXT NOT NULL DEFAULT '');
 CREATE UNIQUE INDEX IF NOT EXISTS one_open_incident_a_fault ON incidents (fingerprint) WHERE state != 'resolved';
 CREATE TABLE IF NOT EXISTS transitions (
-    id INTEGER PRIMARY KEY, incident_id TEXT NOT NULL, at REAL NOT NULL, from_state TEXT, to_state TEXT NOT NULL, why TEXT NOT NULL);
+    id INTEGER PRIMARY KEY, incident_id TEXT NOT NULL, at REAL NOT NULL, from_state TEXT, to_state TEXT NOT NULL, why TEXT NOT NULL,
+    author TEXT);
 CREATE TABLE IF NOT EXISTS outbox (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, incident_id TEXT NOT NULL, receiver TEXT NOT NULL, reason TEXT NOT NULL,
     message TEXT NOT NULL, state TEXT NOT NULL, created_at REAL NOT NULL, due_at REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
     leased_until REAL, first_tried_at REAL, sent_at REAL, error TEXT);
-CREATE INDEX IF NOT EXISTS unsent ON outbox (receiver, seq) WHERE state IN ('pending', 'leased');
+DROP INDEX IF EXISTS unsent;
+CREATE INDEX IF NOT EXISTS outbox_states ON outbox (state, receiver);
 CREATE INDEX IF NOT EXISTS outbox_of ON outbox (incident_id, receiver, seq);
 CREATE TABLE IF NOT EXISTS deliveries (
     id INTEGER PRIMARY KEY, incident_id TEXT NOT NULL, receiver TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
     outbox_id TEXT, at REAL NOT NULL, last_at REAL NOT NULL, times INTEGER NOT NULL DEFAULT 1, told TEXT);
 CREATE INDEX IF NOT EXISTS deliveries_of ON deliveries (incident_id, receiver, id);
-CREATE TABLE IF NOT EXISTS mutes (
-    id TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, starts_at REAL NOT NULL, ends_at REAL NOT NULL, author TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS silences (
+    id TEXT PRIMARY KEY, match TEXT NOT NULL, starts_at REAL NOT NULL, ends_at REAL NOT NULL, created_at REAL NOT NULL, author TEXT NOT NULL,
+    reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS receivers (name TEXT PRIMARY KEY, not_before REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS gates (
+    receiver TEXT PRIMARY KEY, failures INTEGER NOT NULL, open_until REAL NOT NULL, tokens REAL NOT NULL, filled_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS memories (
     incident_id TEXT NOT NULL, receiver TEXT NOT NULL, memory TEXT NOT NULL, PRIMARY KEY (incident_id, receiver));
 """
+_INDEXES = "CREATE INDEX IF NOT EXISTS ends_owed ON incidents (id) WHERE owed;"  # over columns that a migration adds
+MIGRATIONS = {
+    3: """
+ALTER TABLE transitions ADD COLUMN author TEXT;
+ALTER TABLE incidents ADD COLUMN returns INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE incidents ADD COLUMN changed_at REAL;
+ALTER TABLE incidents ADD COLUMN owed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE incidents ADD COLUMN acknowledgement TEXT NOT NULL DEFAULT '';
+UPDATE incidents SET changed_at = coalesce(resolved_at, opened_at);
+INSERT INTO silences SELECT id, json_object('fingerprint', fingerprint), starts_at, ends_at, starts_at, author, reason FROM mutes;
+DROP TABLE mutes;
+""",
+}
+"""Schema → the statements that bring a file of the schema before it there. All of them in one transaction, or none."""
 
 
 class Database:
@@ -71,10 +91,22 @@ class Database:
         self._connection.row_factory = sqlite3.Row
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
             self._connection.execute(f"PRAGMA {pragma}").fetchall()
-        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._migrate(self._connection.execute("PRAGMA user_version").fetchone()[0])
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _migrate(self, found: int) -> None:
+        """To the schema of this Klaxon. 0 = a fresh file, or one of before versions were counted, of which there are none."""
         if found > SCHEMA_VERSION:
             raise Unavailable(f"{self.path}: written by a newer Klaxon (schema {found}, this one knows {SCHEMA_VERSION}); upgrade Klaxon")
-        self._connection.executescript(_SCHEMA)
+        steps = [MIGRATIONS[version] for version in range(found + 1, SCHEMA_VERSION + 1) if version in MIGRATIONS] if found else []
+        for script in (_SCHEMA, *steps, _INDEXES):
+            for statement in script.split(";\n"):
+                self._connection.execute(statement)
         self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     @contextmanager
@@ -99,6 +131,11 @@ class Database:
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+
+    def probe(self) -> None:
+        """Change a page of the file to what it was. Raises Unavailable when it takes no change."""
+        with self.transaction() as connection:
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def rows(self, sql: str, *values: object) -> list[sqlite3.Row]:
         """All rows of one query.

@@ -1,7 +1,8 @@
 """Incidents: one fault, one incident. Pure rules; the rows are in rows.py.
 
 Identity is the fingerprint: the run, and either "mismatch" (every statistical alarm is a symptom of one fault) or the
-hard fact's name and slice. States: firing → acknowledged → resolved; a resolved fault that comes back is a new incident.
+hard fact's name and slice. States: firing → acknowledged → resolved. A resolved fault that comes back soon reopens its
+incident (and is counted: flapping); one that comes back later is a new incident.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from urllib.parse import quote
 from alerts import words
 from collector.records import Diagnosis, Drift, Incident
 
+WARNINGS = frozenset({"disk_low", "scorer_behind", "trainer_learns_nothing"})  # faults nobody must be woken for; all others page
 MAX_DRIFTS = 20  # an incident keeps its first alarm and the newest of the others
 
 
@@ -23,6 +25,10 @@ class Case:
 
     incident: Incident
     since: tuple[float, float]  # UTC seconds: earliest and latest plausible start
+    returns: int = 0  # how often it came back soon after its end, without a calm time in between
+    changed_at: float | None = None  # UTC seconds, when it last opened, came back or ended; None = unknown
+    owed: bool = False  # its end is still to be told to somebody
+    acknowledgement: str = ""  # "acknowledged by ada: looking into it", while it is
 
     @property
     def is_open(self) -> bool:
@@ -65,9 +71,9 @@ def opened(drift: Drift, *, run: str, id: str, now: float, closed_at: float, bat
     else:
         title = words.FACT_TITLES.get(drift.stream, words.clean(drift.stream.replace("_", " ").capitalize(), limit=80))
     incident = Incident(
-        id=id, fingerprint=fingerprint(run, drift), run=run, state="firing", severity="page",
+        id=id, fingerprint=fingerprint(run, drift), run=run, state="firing", severity="warn" if fault(drift) in WARNINGS else "page",
         opened_at=now, updated_at=now, title=title, drifts=(drift,))
-    return Case(incident=incident, since=_since(drift, alarm_t=drift.alarm_t, closed_at=closed_at, batch_seconds=batch_seconds))
+    return Case(incident=incident, since=_since(drift, alarm_t=drift.alarm_t, closed_at=closed_at, batch_seconds=batch_seconds), changed_at=now)
 
 
 def updated(case: Case, drift: Drift, *, now: float, batch_seconds: float) -> Case:
@@ -96,14 +102,29 @@ def diagnosed(case: Case, diagnosis: Diagnosis, *, now: float) -> Case:
     return replace(case, incident=replace(case.incident, diagnosis=diagnosis, updated_at=now))
 
 
-def acknowledged(case: Case, *, now: float) -> Case:
+def acknowledged(case: Case, *, now: float, by: str = "", reason: str = "") -> Case:
     """The case once a human has taken it."""
-    return replace(case, incident=replace(case.incident, state="acknowledged", updated_at=now))
+    said = f"acknowledged{f' by {words.clean(by, limit=60)}' if by else ''}{f': {words.clean(reason, limit=200)}' if reason else ''}"
+    return replace(case, incident=replace(case.incident, state="acknowledged", updated_at=now), acknowledgement=said)
 
 
-def resolved(case: Case, *, now: float) -> Case:
-    """The case once its fault is gone."""
-    return replace(case, incident=replace(case.incident, state="resolved", updated_at=now, resolved_at=now))
+def resolved(case: Case, *, now: float, calm_seconds: float = 900.0) -> Case:
+    """The case once its fault is gone. It had stayed for `calm_seconds`: its earlier returns are forgotten."""
+    calm = case.changed_at is not None and now - case.changed_at >= calm_seconds
+    return replace(case, incident=replace(case.incident, state="resolved", updated_at=now, resolved_at=now),
+                   changed_at=now, returns=0 if calm else case.returns)
+
+
+def reopened(case: Case, drift: Drift, *, now: float, batch_seconds: float) -> Case:
+    """The case once its fault is back: it fires again, unacknowledged, and its cause is sought anew."""
+    again = replace(case, incident=replace(case.incident, state="firing", resolved_at=None, diagnosis=None),
+                    changed_at=now, returns=case.returns + 1, owed=False, acknowledgement="")
+    return updated(again, drift, now=now, batch_seconds=batch_seconds)
+
+
+def returned_soon(case: Case, *, now: float, window_seconds: float) -> bool:
+    """Did the resolved case end less than `window_seconds` ago? A clock that went back does not make it long ago."""
+    return case.changed_at is not None and now - case.changed_at < window_seconds
 
 
 def overlap(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

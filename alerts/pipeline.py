@@ -1,20 +1,28 @@
-"""The alert pipeline is this list. Each stage is a pure function of (notices, log, now) in stages.py."""
+"""The alert pipeline is this list. Each stage is a pure function of (notices, log, now), in the file of its verb or in stages.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from alerts.damping import damp
+from alerts.deduplication import deduplicate
+from alerts.gathering import gather
 from alerts.incidents import Case
+from alerts.inhibition import inhibit
 from alerts.notice import Log, Notice
-from alerts.stages import deduplicate, deliver, group, inhibit, mute, record
+from alerts.stages import deliver, group, mute, record, respect_quiet, route
 
 PIPELINE = [
-    group,         # one notice an incident and receiver
-    inhibit,       # a cause silences its consequences
-    mute,          # nothing, unless the mutes table says so
-    deduplicate,   # first, worse, diagnosed, repeat, resolved, or nothing new
-    deliver,       # write the message
-    record,        # note what the receiver will have been told
+    group,          # one notice an incident and receiver
+    route,          # only what the receiver's match takes
+    inhibit,        # a cause silences its consequences
+    mute,           # nothing, unless a silence says so
+    deduplicate,    # first, worse, diagnosed, escalated, repeat, resolved, … or nothing new
+    gather,         # of one fault in many places, the first few; the others are counted
+    damp,           # the end of what comes and goes is told once it stays away
+    respect_quiet,  # what may wait, waits until the quiet hours end
+    deliver,        # write the message
+    record,         # note what the receiver will have been told
 ]
 
 

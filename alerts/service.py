@@ -12,22 +12,32 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alerts import incidents, rows
+from alerts import incidents, reading, rows
 from alerts.config import AlertsConfig
 from alerts.db import Database
+from alerts.desk import Desk
 from alerts.incidents import Case
+from alerts.lock import StateLock
+from alerts.message import measured
 from alerts.notice import Log
 from alerts.notifiers import build
 from alerts.outbox import Outbox
 from alerts.pipeline import decide
+from alerts.policy import policy_of
+from alerts.silences import text_of
 from alerts.workers import Workers
 from collector.errors import InputError, Unavailable
 from collector.records import Diagnosis, Drift, Incident
 
 OPEN = "SELECT * FROM incidents WHERE state != 'resolved' ORDER BY opened_at, id"
+OWED = "SELECT * FROM incidents WHERE owed AND state = 'resolved' ORDER BY opened_at, id"
+MANY_OPEN = 200  # from here on an end is told without another look at every open incident; the next batch looks
+STORM_OPEN = 2000  # from here on what is new is told in rounds: one a second and thousand open incidents
 MAX_UNSTORED = 1000
 
 
@@ -35,23 +45,33 @@ class Alerts:
     """Thread-safe. State lives in the SQLite file `path`; a new object on the same file goes on where the last one stopped."""
 
     def __init__(self, config: AlertsConfig, path: str | Path, *, run: str, budget_text: str, batch_seconds: float = 120.0,
-                 clock: Callable[[], float] = time.time) -> None:
+                 clock: Callable[[], float] = time.time, exclusive: bool = False) -> None:
         """`budget_text` is the false-alarm budget in operator words, e.g. "1 per 30 days"; `clock` (UTC seconds) is only
-        for the delivery threads.
+        for the delivery threads. `exclusive`: no other exclusive one may run on this file until `stop`, or until this
+        process has died.
 
         Raises:
             ConfigError: a receiver's address or secret is missing or unusable.
-            Unavailable: the file cannot be used.
+            Unavailable: the file cannot be used, or another daemon uses it.
         """
         receivers = config.all_receivers()
         notifiers = {receiver.name: build(receiver, timeout_seconds=config.timeout_seconds) for receiver in receivers}
         self._config, self._run, self._budget_text, self._batch_seconds = config, run, budget_text, batch_seconds
         self._receivers = tuple(notifiers)
+        self._policies = {receiver.name: policy_of(receiver) for receiver in receivers}
         self._unstored: list[tuple[Drift, float, float]] = []  # drift, now, closed_at: what a full disk did not take
         self._unstored_lock = threading.Lock()
-        self._database = Database(path)
+        self._round_at = float("-inf")  # UTC seconds, when every open incident was last looked at
+        with ExitStack() as on_failure:
+            lock = StateLock(Path(path)) if exclusive else None
+            if lock is not None:
+                on_failure.callback(lock.release)
+            self._database = Database(path)
+            self._lock = lock
+            on_failure.pop_all()
         self._outbox = Outbox(self._database, notifiers, config, jitter=random.Random())
         self._workers = Workers(self._outbox, self._receivers, clock=clock)
+        self.desk = Desk(self._database, tell=lambda connection, now: self._tell(connection, (), now), wake=self._workers.wake)
 
     def observe(self, drifts: Iterable[Drift], *, now: float, diagnosis: Diagnosis | None = None,
                 closed_at: float | None = None) -> tuple[Incident, ...]:
@@ -83,25 +103,45 @@ class Alerts:
                 touched[case.incident.id] = case
             if diagnosis is not None:
                 for case in rows.cases(connection.execute(OPEN).fetchall()):
-                    if case.fault == "mismatch" and case.incident.run == self._run:
+                    if case.fault == "mismatch" and case.incident.run == self._run and not _knows_better(case, diagnosis):
                         touched[case.incident.id] = self._save(connection, incidents.diagnosed(case, diagnosis, now=now))
-            self._tell(connection, (), now)
+            if self._round_is_due(connection, now):
+                self._tell(connection, (), now)
+                self._round_at = now
 
     def attach_diagnosis(self, incident_id: str, diagnosis: Diagnosis, *, now: float) -> Incident:
         """The verdict, or a better one, for an incident. Raises InputError for an unknown id, Unavailable when not stored."""
         with self._database.transaction() as connection:
-            case = self._save(connection, incidents.diagnosed(self._case(connection, incident_id), diagnosis, now=now))
+            case = self._save(connection, incidents.diagnosed(self._case(incident_id), diagnosis, now=now))
             self._tell(connection, (), now)
         self._workers.wake()
         return case.incident
 
-    def acknowledge(self, incident_id: str, *, by: str, now: float) -> Incident:
-        """A human has taken it: no more repeats. Raises InputError for an unknown id, Unavailable when not stored."""
+    def tick(self, now: float) -> None:
+        """Tell what only the passing of time makes due: silences and quiet hours that end, escalations, repeats. Raises Unavailable."""
         with self._database.transaction() as connection:
-            case = self._case(connection, incident_id)
-            if case.incident.state == "firing":
-                case = self._save(connection, incidents.acknowledged(case, now=now))
-                rows.note_transition(connection, case, before="firing", why=f"acknowledged by {by}")
+            if self._round_is_due(connection, now):
+                self._tell(connection, (), now, count_repeats=False)
+                self._round_at = now
+        self._workers.wake()
+
+    def acknowledge(self, incident_id: str, *, by: str, now: float, reason: str = "") -> Incident:
+        """A human has taken it: no more repeats, no escalation; those who were told hear who has it.
+
+        Raises:
+            InputError: no such incident, or it is over; the open ones are listed.
+            Unavailable: not stored.
+        """
+        by = text_of({"author": by}, "author", "who takes it")
+        with self._database.transaction() as connection:
+            case = self._case(incident_id)
+            if not case.is_open:
+                raise InputError(f"{case.incident.id} is resolved; there is nothing to acknowledge")
+            before = case.incident.state
+            case = self._save(connection, incidents.acknowledged(case, now=now, by=by, reason=reason))
+            rows.note_transition(connection, case, before=before, why=case.acknowledgement, author=by)
+            self._tell(connection, (), now)
+        self._workers.wake()
         return case.incident
 
     def resolve(self, fingerprint: str, *, now: float, why: str) -> Incident | None:
@@ -111,20 +151,23 @@ class Alerts:
                 "SELECT * FROM incidents WHERE fingerprint = ? AND state != 'resolved'", (fingerprint,)).fetchall())
             if not found:
                 return None
-            case = self._save(connection, incidents.resolved(found[0], now=now))
+            case = self._save(connection, incidents.resolved(found[0], now=now, calm_seconds=self._config.flap_window_seconds))
             rows.note_transition(connection, case, before=found[0].incident.state, why=why)
-            self._tell(connection, (case,), now)
+            self._tell(connection, (case,), now, all_open=_open_count(connection) <= MANY_OPEN)
         self._workers.wake()
         return case.incident
 
     def open_incidents(self) -> tuple[Incident, ...]:
         """Firing and acknowledged incidents, oldest first."""
-        return tuple(case.incident for case in rows.cases(self._database.rows(OPEN)))
+        return tuple(case.incident for case in self.open_cases())
+
+    def open_cases(self) -> tuple[Case, ...]:
+        """The same with the times their faults began."""
+        return rows.cases(self._database.rows(OPEN))
 
     def incidents(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest incidents first, as dicts fit for JSON."""
-        found = rows.cases(self._database.rows("SELECT * FROM incidents ORDER BY opened_at DESC, id LIMIT ?", limit))
-        return [self._to_json(case) for case in found]
+        return reading.incidents(self._database, limit)
 
     def decisions(self, incident_id: str) -> list[dict[str, Any]]:
         """Why each receiver was or was not told, oldest first: receiver, reason, detail, at, last_at, times."""
@@ -139,9 +182,26 @@ class Alerts:
         """Messages still waiting and dead letters, with their last error."""
         return self._outbox.undelivered()
 
+    def redeliver(self, message_id: str) -> bool:
+        """Send a dead letter again under its old id. False: a newer message of its incident has overtaken it, nothing is sent.
+
+        Raises InputError for a message that is unknown or not dead, Unavailable when not stored.
+        """
+        found = self._outbox.redeliver(message_id)
+        self._workers.wake()
+        return found
+
+    def receivers(self, now: float) -> list[dict[str, Any]]:
+        """A dict a receiver: breaker (closed, open, half-open), failures in a row, waiting, dead, oldest_at of what waits (UTC seconds)."""
+        return self._outbox.figures(now)
+
+    def probe(self) -> None:
+        """Raises Unavailable when the incident file takes no change (a full disk)."""
+        self._database.probe()
+
     def counts(self) -> dict[str, int]:
-        """Since the start of this process: sent, retries, dead, notifier_errors, storage_errors."""
-        names = ("sent", "retries", "dead", "notifier_errors", "storage_errors")
+        """Since the start of this process: sent, retries, dead, breaker_opened, notifier_errors, worker_errors, storage_errors, clock_jumps."""
+        names = ("sent", "retries", "dead", "breaker_opened", "notifier_errors", "worker_errors", "storage_errors", "clock_jumps")
         return {name: self._outbox.counts[name] + self._workers.counts[name] for name in names}
 
     def deliver_due(self, now: float) -> int:
@@ -156,49 +216,63 @@ class Alerts:
         """Let what is due leave for up to `drain_seconds`, end the threads and close the file."""
         self._workers.stop(drain_seconds=drain_seconds)
         self._database.close()
+        if self._lock is not None:
+            self._lock.release()
 
     def _take(self, connection: sqlite3.Connection, drift: Drift, *, now: float, closed_at: float) -> Case:
         fingerprint = incidents.fingerprint(self._run, drift)
-        known = rows.cases(connection.execute("SELECT * FROM incidents WHERE fingerprint = ?", (fingerprint,)).fetchall())
-        for case in known:
+        earlier = connection.execute("SELECT count(*) FROM incidents WHERE fingerprint = ?", (fingerprint,)).fetchone()[0]
+        newest = rows.cases(connection.execute(
+            "SELECT * FROM incidents WHERE fingerprint = ? ORDER BY state = 'resolved', rowid DESC LIMIT 1", (fingerprint,)).fetchall())
+        for case in newest:
             if case.is_open:
                 return self._save(connection, incidents.updated(case, drift, now=now, batch_seconds=self._batch_seconds))
-        case = incidents.opened(drift, run=self._run, id=incidents.incident_id(fingerprint, len(known)), now=now,
+            if incidents.returned_soon(case, now=now, window_seconds=self._config.flap_window_seconds):
+                again = self._save(connection, incidents.reopened(case, drift, now=now, batch_seconds=self._batch_seconds))
+                rows.note_transition(connection, again, before="resolved", why=f"alarm in batch {drift.alarm_t}, soon after its end (return {again.returns})")
+                return again
+        case = incidents.opened(drift, run=self._run, id=incidents.incident_id(fingerprint, earlier), now=now,
                                 closed_at=closed_at, batch_seconds=self._batch_seconds)
         rows.insert_case(connection, case)
         return case
 
-    def _tell(self, connection: sqlite3.Connection, ended: Sequence[Case], now: float) -> None:
-        """Run the pipeline over every open incident of the run, and those that just ended, and store what it decided."""
-        open_cases = tuple(case for case in rows.cases(connection.execute(OPEN).fetchall()) if case.incident.run == self._run)
-        ids = [case.incident.id for case in (*open_cases, *ended)]
+    def _tell(self, connection: sqlite3.Connection, ended: Sequence[Case], now: float, *, all_open: bool = True, count_repeats: bool = True) -> None:
+        """Run the pipeline over every open incident of the run, those that just ended and those whose end is still to be
+        told, and store what it decided. Without `all_open`, over those that just ended alone."""
+        open_cases = self._own(connection, OPEN, now) if all_open else ()
+        over = {case.incident.id: case for case in (*(self._own(connection, OWED, now) if all_open else ()), *ended)}
+        ids = [*(case.incident.id for case in open_cases), *over]
+        config = self._config
         log = Log(
-            receivers=self._receivers, open_cases=open_cases, told=rows.told(connection, ids), unsent=rows.unsent(connection, ids),
-            mutes=rows.mutes(connection, now), repeat_interval_seconds=self._config.repeat_interval_seconds,
-            worse_factor=self._config.worse_factor, budget_text=self._budget_text, dashboard_url=self._config.dashboard_url,
-            runbook_url=self._config.runbook_url)
-        rows.journal(connection, decide((*open_cases, *ended), log, now), now)
+            receivers=self._receivers, policies=self._policies, open_cases=open_cases, told=rows.told(connection, ids, now),
+            last=rows.last(connection, ids), unsent=rows.unsent(connection, ids), silences=rows.silences(connection, now),
+            repeat_interval_seconds=config.repeat_interval_seconds, escalate_after_seconds=config.escalate_after_seconds,
+            flap_window_seconds=config.flap_window_seconds, group_over=config.group_over, worse_factor=config.worse_factor,
+            budget_text=self._budget_text, dashboard_url=config.dashboard_url, runbook_url=config.runbook_url)
+        rows.journal(connection, decide((*open_cases, *over.values()), log, now), now, count_repeats=count_repeats)
+
+    def _own(self, connection: sqlite3.Connection, sql: str, now: float) -> tuple[Case, ...]:
+        """This run's cases. A change that lies ahead of a clock that went back becomes one of now, so that no wait lasts until then."""
+        found = tuple(case for case in rows.cases(connection.execute(sql).fetchall()) if case.incident.run == self._run)
+        return tuple(self._save(connection, replace(case, changed_at=now)) if (case.changed_at or 0.0) > now else case for case in found)
+
+    def _round_is_due(self, connection: sqlite3.Connection, now: float) -> bool:
+        """Always, but in a storm: deciding depends on stored state alone, so what is put off is told with the next round."""
+        still_open = _open_count(connection)
+        return still_open <= STORM_OPEN or not 0 <= now - self._round_at < still_open / 1000
 
     def _save(self, connection: sqlite3.Connection, case: Case) -> Case:
         rows.update_case(connection, case)
         return case
 
-    def _case(self, connection: sqlite3.Connection, incident_id: str) -> Case:
-        found = rows.cases(connection.execute("SELECT * FROM incidents WHERE id = ?", (incident_id,)).fetchall())
-        if not found:
-            raise InputError(f"no incident {incident_id!r}; `klaxon status` lists the open ones")
-        return found[0]
+    def _case(self, named: str) -> Case:
+        return reading.find(self._database, named)
 
-    def _to_json(self, case: Case) -> dict[str, Any]:
-        incident = case.incident
-        sent = self._database.rows(
-            "SELECT d.receiver, d.reason, d.detail, d.at, coalesce(o.state, 'not sent') AS state FROM deliveries d"
-            " LEFT JOIN outbox o ON o.id = d.outbox_id WHERE d.incident_id = ? ORDER BY d.id", incident.id)
-        names = ("id", "fingerprint", "run", "state", "severity", "opened_at", "updated_at", "resolved_at", "title")
-        return {
-            **{name: getattr(incident, name) for name in names},
-            "since": list(case.since), "alarm_t": incident.drifts[0].alarm_t, "change_t": list(incident.drifts[0].change_t),
-            "drifts": [rows.drift_to_json(drift) for drift in incident.drifts],
-            "diagnosis": rows.diagnosis_to_json(incident.diagnosis) if incident.diagnosis is not None else None,
-            "notifications": [dict(row) for row in sent],
-        }
+
+def _knows_better(case: Case, guess: Diagnosis) -> bool:
+    """A first guess does not replace a verdict that rests on re-scored rollouts."""
+    return measured(case.incident.diagnosis) and not measured(guess)
+
+
+def _open_count(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM incidents WHERE state != 'resolved'").fetchone()[0])

@@ -1,6 +1,6 @@
 """What Prometheus scrapes: gauges of the run as it stands, computed at the scrape.
 
-A dead Klaxon must page: `absent_over_time(klaxon_heartbeat_timestamp_seconds[5m])`.
+A dead Klaxon must page: `absent_over_time(klaxon_heartbeat_timestamp_seconds[5m])`; docs/prometheus-rules.yml has the rules.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "klaxon_floor_nats": ("mean |d| a healthy engine of this kind still has, nats", ("floor_nats",)),
     "klaxon_scorer_tokens_per_second": ("tokens the shadow scorer rescored a second", ("scorer", "tokens_per_second")),
     "klaxon_scorer_backlog_rollouts": ("rollouts waiting for the scorer", ("scorer", "backlog")),
+    "klaxon_scorer_oldest_unscored_seconds": ("how long the oldest waiting rollout has waited for a score", ("scorer", "oldest_unscored_seconds")),
     "klaxon_scorer_coverage_ratio": ("share of the sampled tokens that were scored, 0 to 1", ("scorer", "coverage")),
     "klaxon_weight_lag_versions": ("versions the engine is behind the trainer", ("weights", "lag")),
     "klaxon_rollout_lag_versions": ("mean lag of the last rollouts behind the newest published version", ("weights", "rollout_lag", "lag_mean")),
@@ -60,6 +61,7 @@ class RunCollector(Collector):
         yield from self._signals()
         yield from _counts(status)
         yield from _taps(status.get("taps") or ())
+        yield from _receivers(status.get("receivers") or (), now=status.get("now"))
         firing = sum(item.get("state") != "resolved" for item in self._live.incidents())
         yield from _gauge("klaxon_incidents_open", "incidents that are firing or acknowledged", firing)
         yield CounterMetricFamily("klaxon_api_faults", "requests of the read API that failed", value=self._faults())
@@ -96,6 +98,20 @@ def _taps(taps: Any) -> Iterator[Metric]:
             seen.add_metric(key, float(tap["last_seen"]))
         dropped.add_metric(key, float(tap.get("dropped") or 0))
     yield from (seen, alive, dropped)
+
+
+def _receivers(receivers: Any, *, now: Any) -> Iterator[Metric]:
+    up = GaugeMetricFamily("klaxon_alerts_receiver_up", "0 while a receiver is left alone because it failed too often", labels=["receiver"])
+    waiting = GaugeMetricFamily("klaxon_alerts_waiting", "messages that have not left yet", labels=["receiver"])
+    dead = GaugeMetricFamily("klaxon_alerts_dead_letters", "messages that were given up", labels=["receiver"])
+    oldest = GaugeMetricFamily("klaxon_alerts_oldest_waiting_seconds", "how long the oldest of them has waited", labels=["receiver"])
+    for receiver in receivers:
+        key, since = [str(receiver.get("receiver"))], receiver.get("oldest_at")
+        up.add_metric(key, float(receiver.get("breaker") == "closed"))
+        waiting.add_metric(key, float(receiver.get("waiting") or 0))
+        dead.add_metric(key, float(receiver.get("dead") or 0))
+        oldest.add_metric(key, max(0.0, now - since) if since is not None and now is not None else 0.0)
+    yield from (up, waiting, dead, oldest)
 
 
 def _dig(status: Mapping[str, Any], path: tuple[str, ...]) -> Any:

@@ -22,6 +22,7 @@ from collector.sources.inbox import TapInbox
 from collector.sources.trainer_logprobs import parse_trainer_word
 from collector.store import Store
 from detectors.bank import Bank
+from klaxon.alert_routes import alerts_router
 from klaxon.api import build_api
 from klaxon.bank_state import load, load_requests
 from klaxon.batches import BatchBuilder
@@ -29,8 +30,10 @@ from klaxon.canary import Canary
 from klaxon.chores import schedule
 from klaxon.config import Config
 from klaxon.diagnose_task import Diagnostician
+from klaxon.heartbeat import Heartbeat, heartbeat_of
 from klaxon.ingest import Ingest, ingest_router
 from klaxon.live import Live
+from klaxon.outsiders import OutsidersNeedTheToken
 from klaxon.probe import EngineProbe
 from klaxon.serving import servers, serving
 from klaxon.shadow import Shadow
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
     from klaxon.shadow_views import ShadowViews
 
 log = logging.getLogger("klaxon")
-HEARTBEAT_SECONDS, METRICS_SECONDS = 5.0, 2.0
+HEARTBEAT_SECONDS, METRICS_SECONDS, ALERTS_SECONDS = 5.0, 2.0, 15.0
 RETENTION_SECONDS = 3600.0
 
 
@@ -60,7 +63,7 @@ class Daemon:
                            threads=config.store.threads)
         self.alerts = Alerts(config.alerts, folder / "control.sqlite", run=config.run.name,
                              budget_text=config.detectors.false_alarms,
-                             batch_seconds=config.daemon.batch_seconds)
+                             batch_seconds=config.daemon.batch_seconds, exclusive=True)
         self.taps = TapBook(self._engine_says)
         self.probe = EngineProbe(config.engine.url, self.say)
         self.inbox = TapInbox(config.sources.inbox_rollouts)
@@ -95,7 +98,10 @@ class Daemon:
                            alerts=self.alerts, hooks=hooks, clock=time.time)
         self.api: FastAPI = build_api(self.store, self.live)
         self.token = read_token(config)
+        self.api.add_middleware(OutsidersNeedTheToken, token=self.token)
+        self.heartbeat = heartbeat_of(self)
         self.api.include_router(ingest_router(self.ingest, token=self.token, weights=self.trainer.take_checked_weights))
+        self.api.include_router(alerts_router(self.alerts, token=self.token, verdict=self.live.judged))
         self.socket = Path(config.daemon.socket or folder / "klaxon.sock")
 
     def _requests_state(self) -> list[dict[str, Any]]:
@@ -188,6 +194,7 @@ class Daemon:
         chores = [
             ("heartbeat", self.live.beat, HEARTBEAT_SECONDS),
             ("metrics", self.trainer.poll_metrics, METRICS_SECONDS),
+            ("alerts", lambda: self.alerts.tick(time.time()), ALERTS_SECONDS),
             ("checkpoint", self.store.checkpoint, store_config.checkpoint_seconds),
             ("retention", lambda: self.store.retention(time.time(), store_config), RETENTION_SECONDS),
         ]
@@ -195,6 +202,8 @@ class Daemon:
             chores.append(("probe", lambda: self.probe.probe(time.time()), self.config.engine.probe_seconds))
             if self.config.canary.prompts:
                 chores.append(("canary", self.canary.sing, self.config.canary.every_seconds))
+        if self.heartbeat is not None:
+            chores.append(("heartbeat_webhook", self.heartbeat.beat, self.config.alerts.heartbeat_seconds))
         if self.shadow is not None:
             chores.append(("weights", self._poll_weights, self.config.weights.poll_seconds))
         return chores
@@ -216,9 +225,12 @@ def read_token(config: Config) -> str | None:
     daemon = config.daemon
     if daemon.token_file:
         try:
-            return Path(daemon.token_file).read_text(encoding="utf-8").strip()
+            found = Path(daemon.token_file).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigError(f"daemon.token_file: {daemon.token_file} cannot be read ({error.strerror})") from None
+        if not found:
+            raise ConfigError(f"daemon.token_file: {daemon.token_file} is empty; put the token there")
+        return found
     token = os.environ.get(daemon.token_env) or None
     if token is None and daemon.host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(f"daemon.host is {daemon.host}, reachable from outside: set {daemon.token_env} or "

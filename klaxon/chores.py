@@ -1,4 +1,4 @@
-"""Chores on APScheduler: heartbeat, engine probe, weights, checkpoint, retention."""
+"""Chores on APScheduler: heartbeat, heartbeat webhook, engine probe, weights, checkpoint, retention."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ COMMANDS = {
     "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
     "detect": "klaxon.commands.detect", "replay": "klaxon.commands.replay", "backtest": "klaxon.commands.backtest",
     "export": "klaxon.commands.export", "status": "klaxon.commands.status",
+    "incidents": "klaxon.commands.incidents", "explain": "klaxon.commands.explain", "ack": "klaxon.commands.ack",
+    "silence": "klaxon.commands.silence",
     "rebaseline": "klaxon.commands.rebaseline", "quarantine": "klaxon.commands.quarantine",
     "proxy": "klaxon.commands.proxy", "receive-weights": "klaxon.commands.receive_weights",
     "alerts": "klaxon.commands.alerts", "runbook": "klaxon.commands.runbook",

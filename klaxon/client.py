@@ -1,4 +1,4 @@
-"""Ask a running daemon, for the command line."""
+"""Ask a running daemon, for the command line; with the token of KLAXON_TOKEN where there is one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from collector.errors import InputError, Unavailable
 DEFAULT_URL = "http://127.0.0.1:8765"
 
 
-def get_json(url: str, path: str) -> Any:
+def get_json(url: str, path: str, **params: Any) -> Any:
     """GET a JSON document of the read API.
 
     Raises:
         Unavailable: nobody answers there, or the answer is an error.
         InputError: somebody else answers there.
     """
-    return _get(url, path).json()
+    return _get(url, path, **params).json()
 
 
 def get_bytes(url: str, path: str, **params: Any) -> bytes:
@@ -33,6 +33,16 @@ def post_json(url: str, path: str, body: Any) -> Any:
     return _asked("POST", url, path, json=body).json()
 
 
+def write_json(method: str, url: str, path: str, body: Any = None) -> Any:
+    """POST or DELETE; returns the JSON answer.
+
+    Raises:
+        Unavailable: nobody answers there, or the daemon wants another token.
+        InputError: the daemon says what is wrong with the request.
+    """
+    return _asked(method, url, path, **({} if body is None else {"json": body})).json()
+
+
 def post_message(url: str, message: dict[str, Any]) -> None:
     """Hand one message to POST /v1/ingest, with the token of KLAXON_TOKEN where there is one.
 
@@ -40,10 +50,8 @@ def post_message(url: str, message: dict[str, Any]) -> None:
         Unavailable: nobody answers there, or the daemon refuses it.
         InputError: the daemon cannot read the message.
     """
-    token = os.environ.get("KLAXON_TOKEN", "")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        response = httpx.post(url.rstrip("/") + "/v1/ingest", content=json.dumps(message).encode(), headers=headers, timeout=10.0, trust_env=False)
+        response = httpx.post(url.rstrip("/") + "/v1/ingest", content=json.dumps(message).encode(), headers=_token(), timeout=10.0, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unavailable(_NOBODY.format(url=url, error=type(error).__name__)) from None
     if response.status_code != 202:
@@ -55,19 +63,35 @@ def post_message(url: str, message: dict[str, Any]) -> None:
 _NOBODY = "no Klaxon daemon answers at {url} ({error}); start one with `klaxon run`, or name its address with --url"
 
 
+def _token() -> dict[str, str]:
+    token = os.environ.get("KLAXON_TOKEN", "")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def _get(url: str, path: str, **params: Any) -> httpx.Response:
     return _asked("GET", url, path, params=params)
 
 
 def _asked(method: str, url: str, path: str, **how: Any) -> httpx.Response:
     try:
-        response = httpx.request(method, url.rstrip("/") + path, timeout=10.0, trust_env=False, **how)
+        response = httpx.request(method, url.rstrip("/") + path, headers=_token(), timeout=10.0, trust_env=False, **how)
         response.raise_for_status()
         response.headers["content-type"].encode("ascii")
     except httpx.HTTPStatusError as error:
+        if (said := _said(error.response)) is not None:
+            raise (InputError(said) if error.response.status_code in (400, 404, 422) else Unavailable(f"{url}: {said}")) from None
         raise Unavailable(f"{url}{path} answered {error.response.status_code}: is that a Klaxon daemon?") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unavailable(_NOBODY.format(url=url, error=type(error).__name__)) from None
     except KeyError:
         raise InputError("the answer has no content type: is that a Klaxon daemon?", where=url) from None
     return response
+
+
+def _said(response: httpx.Response) -> str | None:
+    """What a Klaxon daemon says is wrong; None when it is none of ours that answers."""
+    try:
+        said = response.json()
+    except ValueError:
+        return None
+    return str(said["error"]) if isinstance(said, dict) and "error" in said else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from collector.records import Incident
 from collector.sources.refusals import added
 from detectors.hardfacts import EngineSeen, Observation
+from klaxon.verdict import Seen, Verdict, judge
 
 if TYPE_CHECKING:
     from klaxon.app import Daemon
@@ -57,7 +58,7 @@ class Live:
             "floor_nats": watch.floor_nats, "blind_spots": self._blind_spots(now),
             "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes()},
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
-            "alerts_delivered": daemon.alerts.delivered_count(),
+            "alerts_delivered": daemon.alerts.delivered_count(), "receivers": daemon.alerts.receivers(now),
         }
 
     @property
@@ -86,6 +87,15 @@ class Live:
             store_refusing_since=daemon.watch.store_refusing_since, declared_dtype=daemon.config.contract.engine_dtype,
             engine_dtype=_engine_dtype(daemon.taps.engine_config()), trainer=daemon.trainer.health.facts(now))
 
+    def judged(self, run: str, now: float) -> Verdict:
+        """GET /v1/verdict: may a trainer trust what it gets?"""
+        daemon, batch = self._daemon, self._daemon.watch.last_batch
+        compared = [item.rollout.version for item in list(daemon.worker.recent) if batch is not None and item.t <= batch.t]
+        seen = Seen(run=daemon.config.run.name, last_rollout_at=daemon.worker.last_rollout_at, last_compared_at=daemon.worker.last_scored_at,
+                    last_batch_at=batch.closed_at if batch is not None else None, batch_seconds=daemon.config.daemon.batch_seconds,
+                    compared_version=compared[-1] if compared else None)
+        return judge(seen, daemon.alerts.open_cases(), run=run, now=now)
+
     def _verdict(self, now: float) -> tuple[str, str]:
         daemon = self._daemon
         firing = daemon.alerts.open_incidents()
@@ -106,10 +116,13 @@ class Live:
     def _scorer(self) -> dict[str, Any]:
         worker, shadow = self._daemon.worker, self._daemon.shadow
         scored, seen = worker.counts["tokens_scored"], worker.counts["tokens_seen"]
+        oldest = worker.oldest_unscored_at
         return {
             "state": "off" if worker.views is None else "on", "device": shadow.device if shadow else None,
             "tokens_per_second": scored / worker.busy_seconds if worker.busy_seconds else None,
-            "backlog": len(worker.inbox), "last_scored_at": worker.last_scored_at,
+            "backlog": len(worker.inbox),
+            "oldest_unscored_seconds": max(0.0, time.time() - oldest) if oldest is not None else None,
+            "last_scored_at": worker.last_scored_at,
             "coverage": scored / seen if seen else None,
         }
 

@@ -65,6 +65,7 @@ class Watch(threading.Thread):
         self.builder, self.builder_lock, self.clock = builder, builder_lock, clock
         self.counts: Counter[str] = Counter()
         self.last_batch: BatchStats | None = None
+        self.ticked_at = clock()  # UTC seconds, end of the last whole tick
         self.store_refusing_since: float | None = None  # UTC seconds; None = it writes
         self._statistical: Drift | None = None  # the statistical alarm that is firing
         self._clean_levels: deque[float] = deque(maxlen=CLEAN_LEVELS)
@@ -104,6 +105,7 @@ class Watch(threading.Thread):
             closed = self.builder.close_due(now)
         for batch in closed:
             self._take(batch, now)
+        self.ticked_at = now
 
     def rebaseline(self, reason: str) -> None:
         """A planned change was declared: from the next batch on the battery learns again what is normal."""

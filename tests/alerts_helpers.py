@@ -42,6 +42,11 @@ def diagnosis(verdict: str = "raw_logprobs", *, confident: bool = True, **change
                    "clip_rate_before": 0.002, "clip_rate_after": 0.11, "ess_before": 0.998, "ess_after": 0.81}, **changes})
 
 
+def one_by_one() -> dict[str, float]:
+    """Settings under which every change of every incident is told by itself, at once."""
+    return {name: 0 for name in ("group_over", "flap_window_seconds") if name in AlertsConfig.model_fields}
+
+
 @contextmanager
 def receiver(**inbox: Any) -> Iterator[tuple[Receiver, Inbox]]:
     """The local receiver on a free port."""
@@ -62,8 +67,9 @@ def slack(url: str, **changes: Any) -> ReceiverConfig:
 
 
 def alerts_of(path: Path, *receivers: ReceiverConfig, **changes: Any) -> Alerts:
-    """An Alerts object without the console and with short patience."""
-    config = AlertsConfig(**{"console": False, "receivers": list(receivers), "timeout_seconds": 0.4, "backoff_seconds": 0.01, **changes})
+    """An Alerts object without the console, with short patience and no rate limit."""
+    config = AlertsConfig(**{"console": False, "receivers": list(receivers), "timeout_seconds": 0.4, "backoff_seconds": 0.01,
+                             "group_over": 0, "rates": {receiver.type: 0.0 for receiver in receivers}, **changes})
     return Alerts(config, path, run="r1", budget_text=BUDGET)
 
 

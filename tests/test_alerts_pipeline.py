@@ -7,7 +7,8 @@ from dataclasses import replace
 from alerts import incidents, pipeline
 from alerts.config import ReceiverConfig
 from alerts.incidents import Case
-from alerts.notice import Log, Mute, Notice, NotifyReason, Told
+from alerts.notice import MEANING, Log, Notice, NotifyReason, Told
+from alerts.silences import Silence
 from alerts_helpers import BUDGET, NOW, alerts_of, diagnosis, fact, mismatch
 
 LOG = Log(receivers=("slack",), budget_text=BUDGET)
@@ -30,7 +31,14 @@ def after(case: Case, **changes) -> Log:
 
 
 def test_the_pipeline_is_the_list_the_design_names() -> None:
-    assert [stage.__name__ for stage in pipeline.PIPELINE] == ["group", "inhibit", "mute", "deduplicate", "deliver", "record"]
+    assert [stage.__name__ for stage in pipeline.PIPELINE] == [
+        "group", "route", "inhibit", "mute", "deduplicate", "gather", "damp", "respect_quiet", "deliver", "record"]
+
+
+def test_every_reason_is_explained_in_plain_words_and_either_sends_or_does_not() -> None:
+    assert set(MEANING) == set(NotifyReason)
+    assert {str(reason) for reason in NotifyReason if not reason.sends} == {
+        "muted", "inhibited", "duplicate", "not_routed", "not_escalated", "grouped", "flapping", "quiet_hours"}
 
 
 def test_a_new_incident_is_told_first_to_every_receiver() -> None:
@@ -80,7 +88,10 @@ def test_an_unacknowledged_incident_is_repeated_and_an_acknowledged_one_is_not()
     log, later = after(case), NOW + LOG.repeat_interval_seconds
     assert decide(case, log, later).reason is NotifyReason.REPEAT
     assert decide(case, log, later - 1).reason is NotifyReason.DUPLICATE
-    assert decide(incidents.acknowledged(case, now=NOW), log, later).reason is NotifyReason.DUPLICATE
+    taken = incidents.acknowledged(case, now=NOW, by="ada", reason="on it")
+    heard = decide(taken, log, later)
+    assert (heard.reason, heard.detail) == (NotifyReason.ACKNOWLEDGED, "it was acknowledged by ada: on it")
+    assert decide(taken, replace(log, told={(case.incident.id, "slack"): heard.told}), later + 10 * later).reason is NotifyReason.DUPLICATE
 
 
 def test_an_unreachable_engine_inhibits_no_rollouts_and_nothing_else() -> None:
@@ -99,20 +110,20 @@ def test_another_replicas_engine_does_not_inhibit() -> None:
     assert decide(tap, replace(LOG, open_cases=(engine, tap))).reason is NotifyReason.FIRST
 
 
-def test_only_a_row_of_the_table_mutes_and_only_in_its_time() -> None:
+def test_only_a_silence_mutes_and_only_in_its_time() -> None:
     case = opened(mismatch())
-    row = Mute(fingerprint=case.incident.fingerprint, starts_at=NOW, ends_at=NOW + 60, author="ada", reason="known")
-    log = replace(LOG, mutes=(row,))
-    assert decide(case, log).detail == "muted by ada until 05:21:00 UTC, 21 Nov 2026: known"
+    row = Silence(id="sil_1", match={"fingerprint": case.incident.fingerprint}, starts_at=NOW, ends_at=NOW + 60, author="ada", reason="known")
+    log = replace(LOG, silences=(row,))
+    assert decide(case, log).detail == "muted by ada until 05:21:00 UTC, 21 Nov 2026: known (silence sil_1)"
     assert decide(case, log, NOW + 60).reason is NotifyReason.FIRST
-    assert decide(case, replace(LOG, mutes=(replace(row, fingerprint="r1/other"),))).reason is NotifyReason.FIRST
+    assert decide(case, replace(LOG, silences=(replace(row, match={"fingerprint": "r1/other"}),))).reason is NotifyReason.FIRST
 
 
 def test_the_end_is_told_to_whoever_was_told_the_beginning_even_when_muted() -> None:
     case = opened(mismatch())
-    over = incidents.resolved(case, now=NOW + 60)
-    row = Mute(fingerprint=case.incident.fingerprint, starts_at=NOW, ends_at=NOW + 600, author="ada", reason="known")
-    assert decide(over, replace(after(case), mutes=(row,)), NOW + 60).reason is NotifyReason.RESOLVED
+    over = incidents.resolved(case, now=NOW + 60, calm_seconds=900.0)
+    row = Silence(match={"run": "*"}, starts_at=NOW, ends_at=NOW + 600, author="ada", reason="known")
+    assert decide(over, replace(after(case), silences=(row,)), NOW + 60).reason is NotifyReason.RESOLVED
     assert decide(over, LOG, NOW + 60).reason is NotifyReason.DUPLICATE
 
 
@@ -120,7 +131,7 @@ def test_a_message_that_overtakes_an_unsent_first_notice_is_a_first_notice() -> 
     case = opened(mismatch())
     log = replace(after(case), unsent={(case.incident.id, "slack"): NotifyReason.FIRST})
     assert decide(incidents.diagnosed(case, diagnosis(), now=NOW), log).reason is NotifyReason.FIRST
-    assert decide(incidents.resolved(case, now=NOW), log).reason is NotifyReason.RESOLVED
+    assert decide(incidents.resolved(case, now=NOW, calm_seconds=900.0), log).reason is NotifyReason.RESOLVED
 
 
 def test_stages_do_not_depend_on_each_others_state() -> None:
@@ -129,7 +140,7 @@ def test_stages_do_not_depend_on_each_others_state() -> None:
     assert isinstance(decide(case).told, Told)
 
 
-def test_one_fault_is_one_incident_and_a_fault_that_returns_is_a_new_one(tmp_path) -> None:
+def test_one_fault_is_one_incident_and_a_fault_that_returns_much_later_is_a_new_one(tmp_path) -> None:
     alerts = alerts_of(tmp_path / "c.sqlite", CONSOLE)
     (first,) = alerts.observe([mismatch()], now=NOW)
     (again,) = alerts.observe([mismatch(stream="explain:raw_logprobs:0.3", statistic=20.0, alarm_t=19)], now=NOW + 120)
@@ -138,7 +149,7 @@ def test_one_fault_is_one_incident_and_a_fault_that_returns_is_a_new_one(tmp_pat
     alerts.observe([fact(), fact(slice={"replica": "other"})], now=NOW + 120)
     assert len(alerts.open_incidents()) == 3
     alerts.resolve("r1/mismatch", now=NOW + 240, why="gone")
-    (new,) = alerts.observe([mismatch()], now=NOW + 360)
+    (new,) = alerts.observe([mismatch()], now=NOW + 240 + 900)
     assert new.id != first.id and len(alerts.incidents()) == 4
     alerts.stop()
 

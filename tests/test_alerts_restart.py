@@ -22,7 +22,7 @@ CHILD = """
 import sys, time
 from alerts_helpers import NOW, alerts_of, fact
 from alerts.config import ReceiverConfig
-alerts = alerts_of(sys.argv[1], ReceiverConfig(type="webhook", url=sys.argv[2] + "/webhook"))
+alerts = alerts_of(sys.argv[1], ReceiverConfig(type="webhook", url=sys.argv[2] + "/webhook"), timeout_seconds=20.0)
 alerts.start()
 for i in range(10_000):
     alerts.observe([fact(slice={"replica": f"engine-{i}"})], now=NOW + i)
@@ -73,7 +73,7 @@ def test_kill_9_in_the_middle_of_delivery_loses_no_alert(tmp_path) -> None:
         child.wait()
         child.stdout.close()
         before = len(box.messages)
-        alerts = alerts_of(path, ReceiverConfig(type="webhook", url=f"{server.url}/webhook"))
+        alerts = alerts_of(path, ReceiverConfig(type="webhook", url=f"{server.url}/webhook"), timeout_seconds=20.0)
         alerts.deliver_due(time.time() + LEASE_SECONDS + 1)
         assert alerts.undelivered() == []
         opened = {incident.id for incident in alerts.open_incidents()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import http.client
-import io
 import ipaddress
 import math
 import socket
@@ -27,6 +26,7 @@ from urllib.parse import urlsplit
 
 from alerts.config import ReceiverConfig
 from alerts.receiver_types import is_loopback
+from alerts.notifiers.bounded import BoundedResponse
 from collector.errors import GiveUp, RetryLater
 
 MAX_ANSWER_BYTES = 64 * 1024
@@ -182,39 +182,10 @@ class _Https(urllib.request.HTTPSHandler):
         return self.do_open(functools.partial(_opened, http.client.HTTPSConnection, self._connect), req)
 
 
-class _Timely(io.RawIOBase):
-    """What a socket receives, all of it within the socket's time limit: a receiver that drips bytes gets no more time than one that is silent."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection, self._inner = connection, connection.makefile("rb", buffering=0)
-        self._ends_at = time.monotonic() + (connection.gettimeout() or 0.0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._ends_at - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._connection.settimeout(left)
-        return self._inner.readinto(buffer)
-
-    def close(self) -> None:
-        self._inner.close()
-        super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self.fp.close()
-        self.fp = io.BufferedReader(_Timely(sock))
-
-
 def _opened(kind: Any, connect: Any, host: str, **options: Any) -> http.client.HTTPConnection:
     connection: Any = kind(host, **options)
-    connection.response_class = _Response
     connection._create_connection = connect  # http.client's one hook below TLS; certificates are still checked against the name
+    connection.response_class = BoundedResponse
     return connection
 
 

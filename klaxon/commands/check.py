@@ -260,7 +260,7 @@ def _coverage(config: Config, status: dict[str, Any] | None) -> Iterator[Finding
 
 
 def _receivers(config: Config) -> Iterator[Finding]:
-    for receiver in config.alerts.all_receivers():
+    for receiver in (*config.alerts.all_receivers(), *filter(None, [config.alerts.heartbeat()])):
         part = f"alerts: {receiver.name}"
         try:
             build(receiver, timeout_seconds=config.alerts.timeout_seconds)

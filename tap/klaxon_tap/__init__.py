@@ -6,6 +6,7 @@ In a trainer:
     klaxon_tap.announce_weights("41", "/ckpt/41")      # or: the trainer has written a folder itself
     klaxon_tap.push(step, {"kl": 0.001, "clip_rate": 0.02, "reward": 0.4})
     klaxon_tap.push_logprobs(logprobs, request_id="cmpl-7", loss_mask=mask, version="41")
+    klaxon_tap.verdict()["state"]                      # healthy, degraded, mismatch or unknown: asked, not told; what to do is yours
 
 KLAXON_URL names the daemon (unix:///run/klaxon.sock or http://host:port), KLAXON_TOKEN its token. Without KLAXON_URL
 nothing is sent (publish_weights still writes, for a follower of the folder).
@@ -20,12 +21,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from klaxon_tap import settings
+from klaxon_tap import ask, settings
 from klaxon_tap.publish import Publisher
 from klaxon_tap.sender import Sender
 
 __version__ = "0.1.0"
-__all__ = ["announce_weights", "publish_weights", "push", "push_logprobs"]
+__all__ = ["announce_weights", "publish_weights", "push", "push_logprobs", "verdict"]
 
 _log = logging.getLogger("klaxon_tap")
 _sender: Sender | None = None
@@ -62,6 +63,19 @@ def push_logprobs(logprobs: Any, *, request_id: str | None = None, prompt_token_
     except Exception as error:
         _log.warning("klaxon tap: logprobs of %r were not pushed (%s: %s)", request_id, type(error).__name__, error)
         return False
+
+
+def verdict(run: str = "", timeout: float = 1.0) -> dict[str, Any]:
+    """Ask the daemon whether the rollouts can be trusted. Waits at most `timeout` seconds; never raises.
+
+    Returns a dict: state (healthy, degraded, mismatch, unknown), why, cause, confident, since ([earliest, latest] UTC
+    seconds), last_clean_version, incident, run, at. "unknown" whenever Klaxon cannot say, does not answer, or KLAXON_URL is
+    not set. `run`: the run you mean; another daemon's run is answered with "unknown"; "" = whatever the daemon watches.
+    """
+    try:
+        return ask.verdict(str(run), max(0.0, float(timeout)))
+    except Exception as error:
+        return ask.unknown(str(run), f"{type(error).__name__}: {error}")
 
 
 def announce_weights(version: str | int, path: str) -> bool:

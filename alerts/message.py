@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -61,8 +61,10 @@ class Message:
         return cls(**{**found, "sections": tuple(Section(**section) for section in found["sections"])})
 
 
-def compose(case: Case, *, reason: str, detail: str, budget_text: str, dashboard_url: str, now: float, runbook_url: str = "") -> Message:
-    """The message about a case. `reason` is a NotifyReason's value, `detail` says it in words, `runbook_url` where docs/runbooks/ can be read."""
+def compose(case: Case, *, reason: str, detail: str, budget_text: str, dashboard_url: str, now: float, runbook_url: str = "",
+            chart: Sequence[tuple[float, float]] = ()) -> Message:
+    """The message about a case. `reason` is a NotifyReason's value, `detail` says it in words, `runbook_url` where docs/runbooks/ can be read,
+    `chart` ln M over UTC seconds."""
     incident = case.incident
     drift, diagnosis = incident.drifts[0], incident.diagnosis
     parts = (
@@ -81,7 +83,7 @@ def compose(case: Case, *, reason: str, detail: str, budget_text: str, dashboard
         incident_id=incident.id, fingerprint=incident.fingerprint, run=words.clean(incident.run, limit=80), state=incident.state,
         severity=incident.severity, reason=reason, at=now, title=incident.title, headline=_headline(case, now),
         sections=tuple(part for part in still_needed if part.text), because=_because(drift, detail, budget_text),
-        dashboard_url=dashboard_url, facts=_facts(case))
+        dashboard_url=dashboard_url, facts=_facts(case) | ({"chart": [list(point) for point in chart]} if drift.kind == "statistical" and chart else {}))
 
 
 def effect(drift: Drift, diagnosis: Diagnosis | None) -> tuple[float, str] | None:

@@ -96,6 +96,7 @@ class Log:
     budget_text: str = ""
     dashboard_url: str = ""
     runbook_url: str = ""
+    chart: tuple[tuple[float, float], ...] = ()  # (UTC seconds, ln M) of recent batches
 
     def policy(self, receiver: str) -> Policy:
         """The receiver's wishes."""

@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -39,6 +41,7 @@ OWED = "SELECT * FROM incidents WHERE owed AND state = 'resolved' ORDER BY opene
 MANY_OPEN = 200  # from here on an end is told without another look at every open incident; the next batch looks
 STORM_OPEN = 2000  # from here on what is new is told in rounds: one a second and thousand open incidents
 MAX_UNSTORED = 1000
+CHART_POINTS = 120
 
 
 class Alerts:
@@ -61,6 +64,7 @@ class Alerts:
         self._policies = {receiver.name: policy_of(receiver) for receiver in receivers}
         self._unstored: list[tuple[Drift, float, float]] = []  # drift, now, closed_at: what a full disk did not take
         self._unstored_lock = threading.Lock()
+        self._chart: deque[tuple[float, float]] = deque(maxlen=CHART_POINTS)
         self._round_at = float("-inf")  # UTC seconds, when every open incident was last looked at
         with ExitStack() as on_failure:
             lock = StateLock(Path(path)) if exclusive else None
@@ -94,6 +98,11 @@ class Alerts:
             raise
         self._workers.wake()
         return tuple(case.incident for case in touched.values())
+
+    def note_evidence(self, at: float, ln_m: float) -> None:
+        """ln M at the end of a batch, UTC seconds: the points of the chart that goes with a message."""
+        if math.isfinite(ln_m):
+            self._chart.append((round(at, 1), round(ln_m, 3)))
 
     def _observe(self, kept: Sequence[tuple[Drift, float, float]], touched: dict[str, Case], *, now: float,
                  diagnosis: Diagnosis | None) -> None:
@@ -248,7 +257,8 @@ class Alerts:
             last=rows.last(connection, ids), unsent=rows.unsent(connection, ids), silences=rows.silences(connection, now),
             repeat_interval_seconds=config.repeat_interval_seconds, escalate_after_seconds=config.escalate_after_seconds,
             flap_window_seconds=config.flap_window_seconds, group_over=config.group_over, worse_factor=config.worse_factor,
-            budget_text=self._budget_text, dashboard_url=config.dashboard_url, runbook_url=config.runbook_url)
+            budget_text=self._budget_text, dashboard_url=config.dashboard_url, runbook_url=config.runbook_url,
+            chart=tuple(self._chart))
         rows.journal(connection, decide((*open_cases, *over.values()), log, now), now, count_repeats=count_repeats)
 
     def _own(self, connection: sqlite3.Connection, sql: str, now: float) -> tuple[Case, ...]:

@@ -73,7 +73,7 @@ def _written(notice: Notice, log: Log, now: float) -> Notice:
     if waiting is NotifyReason.FIRST and notice.case.is_open and reason is not NotifyReason.ESCALATED:
         reason, detail = NotifyReason.FIRST, "this is the first notice of this incident"
     message = compose(notice.case, reason=str(reason), detail=detail, budget_text=log.budget_text,
-                      dashboard_url=log.dashboard_url, runbook_url=log.runbook_url, now=now)
+                      dashboard_url=log.dashboard_url, runbook_url=log.runbook_url, chart=log.chart, now=now)
     return replace(notice, reason=reason, detail=detail, message=message)
 
 

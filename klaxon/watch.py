@@ -122,6 +122,7 @@ class Watch(threading.Thread):
         self._noted.clear()
         evidence, drifts = self.bank.update(batch)
         self._unstored.append((batch, evidence, self.bank.ln_m))
+        self.alerts.note_evidence(batch.closed_at, self.bank.ln_m)
         self._flush()
         self.last_batch = batch
         self._recent.append(batch)

@@ -68,7 +68,7 @@ def slack(url: str, **changes: Any) -> ReceiverConfig:
 
 def alerts_of(path: Path, *receivers: ReceiverConfig, **changes: Any) -> Alerts:
     """An Alerts object without the console, with short patience and no rate limit."""
-    config = AlertsConfig(**{"console": False, "receivers": list(receivers), "timeout_seconds": 0.4, "backoff_seconds": 0.01,
+    config = AlertsConfig(**{"console": False, "receivers": list(receivers), "timeout_seconds": 5.0, "backoff_seconds": 0.01,
                              "group_over": 0, "rates": {receiver.type: 0.0 for receiver in receivers}, **changes})
     return Alerts(config, path, run="r1", budget_text=BUDGET)
 

@@ -113,7 +113,7 @@ def test_500s_are_retried_with_growing_patience_under_the_same_id(path) -> None:
 
 def test_a_receiver_that_does_not_answer_in_time_is_tried_again(path) -> None:
     with scripted((200, {}, 4.0)) as (url, seen):
-        alerts = alerts_of(path, slack(url))
+        alerts = alerts_of(path, slack(url), timeout_seconds=0.4)
         alerts.observe([mismatch()], now=NOW)
         started = time.monotonic()
         assert alerts.deliver_due(NOW) == 0

@@ -162,3 +162,9 @@ def test_a_runbook_is_a_link_where_the_pages_can_be_read() -> None:
     sent = compose(case, reason="first", detail="", budget_text=BUDGET, dashboard_url="", runbook_url="https://docs.test/runbooks/", now=NOW)
     (link,) = [section for section in sent.sections if section.name == "Runbook"]
     assert (link.text, link.code) == ("https://docs.test/runbooks/raw_logprobs.md", False)
+
+
+def test_the_evidence_over_time_goes_with_a_statistical_alarm_only() -> None:
+    made = {drift.kind: compose(incidents.opened(drift, run="r1", id="inc_1", now=NOW, closed_at=NOW, batch_seconds=120.0), reason="first", detail="", budget_text=BUDGET,
+                                dashboard_url="", chart=((NOW - 120, 1.0), (NOW, 14.2)), now=NOW) for drift in (mismatch(), fact())}
+    assert made["statistical"].facts["chart"] == [[NOW - 120, 1.0], [NOW, 14.2]] and "chart" not in made["fact"].facts

@@ -52,6 +52,9 @@ class Quiet:
     def observe(self, drifts, **_) -> None:
         self.seen += drifts
 
+    def note_evidence(self, at: float, ln_m: float) -> None:
+        """Nothing is drawn here."""
+
     def open_incidents(self) -> list:
         return []
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from alerts.outbox import POLL_SECONDS, Outbox
+from alerts.outbox import Outbox
 from collector.errors import Unavailable
 
 log = logging.getLogger(__name__)

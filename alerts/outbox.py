@@ -49,32 +49,31 @@ class Outbox:
         self._pauses: dict[str, float] = {}
         self.counts: Counter[str] = Counter()  # "sent", "retries", "dead", "notifier_errors", "breaker_opened"
 
-    def deliver_due(self, now: float, *, receiver: str | None = None) -> int:
-        """Send what is due to one receiver or to all, each message at most once; returns how many were accepted.
+    def deliver_due(self, now: float, *, receiver: str | None = None, most: int | None = None) -> int:
+        """Send what is due to one receiver or to all, each message at most once, at most so many to each; returns how many were accepted.
 
         Raises:
             Unavailable: the file cannot be read or written.
         """
         names = [receiver] if receiver is not None else list(self._notifiers)
-        return sum(self._deliver(name, now) for name in names)
+        return sum(self._deliver(name, now, most) for name in names)
 
     def pause(self, receiver: str) -> float:
         """Seconds until it is worth asking again, after `deliver_due`; new messages may come earlier."""
         return self._pauses.get(receiver, POLL_SECONDS)
 
-    def _deliver(self, receiver: str, now: float) -> int:
-        accepted = 0
-        while (row := self._claim(receiver, now)) is not None:
+    def _deliver(self, receiver: str, now: float, most: int | None) -> int:
+        accepted = tried = 0
+        while tried != most and (row := self._claim(receiver, now)) is not None:
+            self._pauses[receiver] = 0.0
+            tried += 1
             accepted += self._attempt(row, receiver, now)
         return accepted
 
     def _attempt(self, row: sqlite3.Row, receiver: str, now: float) -> bool:
-        memory: dict[str, str] = {}
+        memory = self._remembered(row)
         try:
-            memory |= self._remembered(row)
             self._notifiers[receiver].send(Message.from_json(row["message"]), now=now, memory=memory)
-        except Unavailable:
-            raise  # the file, not the receiver: the lease runs out, nothing was sent
         except GiveUp as error:
             self._bury(row, receiver, now, str(error), memory, self._answered)
             return False
@@ -131,7 +130,8 @@ class Outbox:
                 break
         if row is None:
             due = connection.execute("SELECT min(due_at) FROM outbox WHERE receiver = ? AND state = 'pending'", (receiver,)).fetchone()[0]
-            self._pauses[receiver] = POLL_SECONDS if due is None else min(POLL_SECONDS, max(SHORTEST_PAUSE_SECONDS, due - now))
+            if due is not None and due > now:  # what is due and not taken waits for a predecessor
+                self._pauses[receiver] = min(POLL_SECONDS, due - now)
             return None
         connection.execute("UPDATE outbox SET state = 'leased', leased_until = ?, attempts = attempts + 1,"
                            " first_tried_at = coalesce(first_tried_at, ?) WHERE id = ?", (now + LEASE_SECONDS, now, row["id"]))

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from alerts.outbox import POLL_SECONDS, Outbox
+from alerts.outbox import Outbox
 from collector.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Workers:
                 if abs(now - self._monotonic() - before) > JUMP_SECONDS:
                     self._jumped(receiver, now - self._monotonic() - before)
                 ahead = now - self._monotonic()
-                self._outbox.deliver_due(now, receiver=receiver)
+                self._outbox.deliver_due(now, receiver=receiver, most=1)  # one: leases and jumps are judged by a fresh clock
             except Unavailable as error:
                 self._count("storage_errors", f"alerts wait: {error}")
             except Exception as error:  # a dead thread would be a silent receiver

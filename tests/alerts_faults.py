@@ -103,10 +103,8 @@ def run(scenario: Scenario, folder: Path, tls: dict[str, ssl.SSLContext]) -> Res
         dead = [row for row in alerts.undelivered() if row["state"] == "dead"] if scenario.dies else []
         failed = _failures(alerts, scenario, bad)
         heal()
-        for row in dead:
-            alerts.redeliver(row["id"])
         with contextlib.suppress(AssertionError):
-            wait(lambda: not alerts.undelivered() and _final(bad) == final, "told below")
+            wait(lambda: _redelivered(alerts) and _final(bad) == final, "told below")
         result = Result(name=scenario.name, failed=failed, dead=len(dead), breaker=alerts.counts()["breaker_opened"], messages=alerts.delivered_count("bad"),
                         other_seconds=other, left=alerts.undelivered(), errors=errors)
         result.retries = alerts.counts()["retries"]
@@ -116,6 +114,15 @@ def run(scenario: Scenario, folder: Path, tls: dict[str, ssl.SSLContext]) -> Res
     result.disordered = _disordered(bad, folder)
     result.copies = sum(count - 1 for count in Counter(body["message_id"] for body in bad.bodies()).values())
     return result
+
+
+def _redelivered(alerts: Alerts) -> bool:
+    """Nothing is left; dead letters, also those that died late, are sent again."""
+    left = alerts.undelivered()
+    for row in left:
+        if row["state"] == "dead":
+            alerts.redeliver(row["id"])
+    return not left
 
 
 def _story(alerts: Alerts) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,9 @@ WINDOWS = {"5 min": 300.0, "30 min": 1800.0, "3 h": 10_800.0, "24 h": 86_400.0, 
 
 @st.cache_resource
 def _http(base: str) -> httpx.Client:
-    return httpx.Client(base_url=base, timeout=TIMEOUT_SECONDS, trust_env=False)
+    token = os.environ.get("KLAXON_TOKEN", "")  # the daemon asks for it where the page is on another machine
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.Client(base_url=base, timeout=TIMEOUT_SECONDS, trust_env=False, headers=headers)
 
 
 @st.cache_data(ttl=REFRESH_SECONDS / 2, max_entries=16, show_spinner=False)

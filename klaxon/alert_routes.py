@@ -25,8 +25,8 @@ MAX_BODY_BYTES = 64 * 1024
 
 
 def alerts_router(alerts: Alerts, *, token: str | None, verdict: Callable[[str, float], Verdict], clock: Callable[[], float] = time.time) -> APIRouter:
-    """GET /v1/incidents/open, /v1/incidents/{id}, /v1/silences and /v1/verdict; POST /v1/incidents/{id}/ack and /v1/silences;
-    DELETE /v1/silences/{id}. A mistake answers 400 with {"error": text}, a missing token 401, a browser 403."""
+    """GET /v1/incidents/open, /v1/incidents/{id}, /v1/silences, /v1/messages/unsent and /v1/verdict; POST /v1/incidents/{id}/ack, /v1/silences
+    and /v1/messages/{id}/resend; DELETE /v1/silences/{id}. A mistake answers 400 with {"error": text}, a missing token 401, a browser 403."""
     router = APIRouter()
     _add_reads(router, alerts, verdict, clock)
 
@@ -44,6 +44,13 @@ def alerts_router(alerts: Alerts, *, token: str | None, verdict: Callable[[str, 
             return refusal
         said = await _body(request, None)
         return JSONResponse(await run_in_threadpool(alerts.desk.silence, said, now=clock()), status_code=201)
+
+    @router.post("/v1/messages/{message}/resend")
+    async def resend(message: str, request: Request) -> Response:
+        if (refusal := _refusal(request, token)) is not None:
+            return refusal
+        await _body(request, set())
+        return JSONResponse({"id": message, "sends": await run_in_threadpool(alerts.redeliver, message)})
 
     @router.delete("/v1/silences/{silence}")
     async def expire(silence: str, request: Request) -> Response:
@@ -66,6 +73,10 @@ def _add_reads(router: APIRouter, alerts: Alerts, verdict: Callable[[str, float]
     @router.get("/v1/silences")
     def silences(ended: bool = False) -> Response:
         return JSONResponse(alerts.desk.silences(clock(), ended=ended))
+
+    @router.get("/v1/messages/unsent")
+    def unsent() -> Response:
+        return JSONResponse(alerts.undelivered())
 
     @router.get("/v1/verdict")
     def read_verdict(run: Annotated[str, Query(max_length=512)] = "") -> Response:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from alerts_helpers import fact, mismatch
 from alerts_served import Served, served_daemon
-from collector.errors import ConfigError, Unavailable
+from collector.errors import ConfigError, GiveUp, Unavailable
 from klaxon.app import Daemon, read_token
 from klaxon.cli import app
 from klaxon.config import parse_config
@@ -192,3 +192,31 @@ def test_a_second_daemon_with_a_store_of_its_own_on_the_same_state_is_refused(se
     data = {"run": {"name": "r1", "dir": str(tmp_path / "state")}, "store": {"path": str(tmp_path / "other.duckdb")}, "shadow": {"enabled": False}}
     with pytest.raises(Unavailable, match=r"control\.sqlite: is in use by another process .*: one daemon a run"):
         Daemon(parse_config(data, where="test"))
+
+
+def test_dead_letters_are_listed_with_their_error_and_sent_again(served) -> None:
+    (incident,) = served.alerts.observe([fact()], now=time.time())
+    served.alerts._outbox._notifiers["team"] = Refusing()
+    served.alerts.deliver_due(time.time())
+    code, out, _ = run("alerts", "unsent", "--url", served.url)
+    assert code == 1 and "DEAD" in out and incident.id in out and "the channel is gone" in out
+    (row,) = json.loads(run("alerts", "unsent", "--json", "--url", served.url)[1])
+    code, _, error = run("alerts", "resend", "msg_unknown", "--url", served.url)
+    assert code != 0 and "msg_unknown" in error
+    assert run("alerts", "resend", "all", "--url", served.url)[1] == "1 of 1 messages are sent again\n"
+    served.alerts._outbox._notifiers["team"].refuses = False
+    served.alerts.deliver_due(time.time() + 1)
+    assert run("alerts", "unsent", "--url", served.url)[:2] == (0, "every message was delivered\n")
+    assert served.alerts._outbox._notifiers["team"].taken == [row["id"]]
+
+
+class Refusing:
+    """A receiver that refuses until it is told not to."""
+
+    def __init__(self) -> None:
+        self.refuses, self.taken = True, []
+
+    def send(self, message, *, now, memory) -> None:
+        if self.refuses:
+            raise GiveUp("the channel is gone")
+        self.taken.append(message.id)

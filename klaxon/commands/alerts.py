@@ -1,4 +1,4 @@
-"""`klaxon alerts test`: one clearly marked message through one receiver, and what came back."""
+"""`klaxon alerts`: one clearly marked test message through one receiver, and what came back; the rest of the group is dead_letters.py."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from alerts.message import Message, Section
 from alerts.notifiers import Notifier, build
 from alerts.notifiers.http import Answer, overheard
 from collector.errors import ConfigError, GiveUp, RetryLater
+from klaxon.commands.dead_letters import resend, unsent
 from klaxon.config import load_config
 
-alerts = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try the receivers of alerts.")
+alerts = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Receivers of alerts: try them, and see what did not reach them.")
+alerts.command()(unsent)
+alerts.command()(resend)
 OPENS_SOMETHING = ("pagerduty", "alertmanager")  # what stays open there until it is resolved
 
 
 @alerts.callback()
 def _group() -> None:
-    """Try the receivers of alerts."""
+    """Receivers of alerts: try them, and see what did not reach them."""
 
 
 @alerts.command()

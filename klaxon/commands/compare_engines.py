@@ -66,13 +66,15 @@ def _show(found: Parity, url_a: str, url_b: str) -> None:
     from diagnosis.parity import as_table
 
     console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe has room for whole numbers
+        console.width = max(console.width, 140)
     for name, url, version, dtype in zip("AB", (url_a, url_b), found.versions, found.dtypes, strict=True):
         console.print(f"{name}  vLLM {version or 'of unknown version'} at {url}, {dtype or 'dtype not told, taken for bfloat16'}", style="bold", markup=False)
     console.print(f"temperature 1, neutral sampling; floor {found.floor_nats:.4f} nats", style="dim")
     console.print()
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("sampled on, forced through", "tokens", "mean |d|", "k1", "k3", "ESS", "beyond 1 nat"):
-        grid.add_column(heading, justify="left" if "," in heading else "right", no_wrap=True)
+        grid.add_column(heading, justify="left" if "," in heading else "right", no_wrap="," in heading)
     crossed = [one for one in found.directions if "itself" not in one.name]
     parts = {f"{one.name}:": [one.total] for one in found.directions}
     for one in crossed:

@@ -30,6 +30,10 @@ class Scorer(Protocol):
         ...
 
 
+FEW = 6
+"""Rollouts that choose which of many older versions is worth a pass over all."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """Some rollouts of the sheet, scored otherwise: index → the rollout to score in its place, and how. The others stay as expected."""
@@ -188,8 +192,7 @@ class Bench(Heads):
     def _older(self, cause: str, argument: str, concerns: Callable[[Rollout], bool]) -> dict[str, np.ndarray]:
         places = [self._place(rollout) if concerns(rollout) else None for rollout in self.sheet.rollouts]
         older = max((place for place in places if place is not None), default=0)
-        named = {self.versions[index]: {i: self.versions[index] for i, place in enumerate(places) if place is not None and place > index}
-                 for index in self._wanted(older)}
+        named = {self.versions[index]: self._newer(places, index) for index in self._wanted(places, older, argument)}
         if len({place for place in places if place}) > 1:
             named["the one before"] = {i: self.versions[place - 1] for i, place in enumerate(places) if place}
         found = {}
@@ -201,13 +204,41 @@ class Bench(Heads):
                 found[name] = values_N
         return found
 
-    def _wanted(self, older: int) -> list[int]:
-        """Indices of older versions to try: the newest ones, and the oldest of all."""
+    def _newer(self, places: Sequence[int | None], index: int) -> dict[int, str]:
+        """Rollout → versions[index], for rollouts of later versions."""
+        return {i: self.versions[index] for i, place in enumerate(places) if place is not None and place > index}
+
+    def _wanted(self, places: Sequence[int | None], older: int, argument: str) -> list[int]:
+        """Indices of older versions worth a pass: all where they are few; else the last one, the oldest, and the one a few rollouts fit best.
+
+        That one is looked for at doubling distances, and from the best of those by single steps.
+        """
         count = self.config.max_versions
         if count == 0 or older == 0:
             return []
-        newest = list(range(max(0, older - count), older))
-        return newest if 0 in newest else [0, *newest[1:]]
+        if count >= older:
+            return list(range(older))
+        left: dict[int, float] = {}
+        for lag in (1, 2, 4, 8, 16, 32, 64, 128):
+            if lag < older and len(left) < count:
+                left[older - lag] = self._few_leave(places, older - lag, argument)
+        for _ in range(count):
+            best = min(left, key=lambda index: left[index])
+            fresh = [index for index in (best + 1, best - 1) if 0 <= index < older and index not in left]
+            if not fresh:
+                break
+            left[fresh[0]] = self._few_leave(places, fresh[0], argument)
+        return sorted({0, older - 1, min(left, key=lambda index: left[index])})[-count:]
+
+    def _few_leave(self, places: Sequence[int | None], index: int, argument: str) -> float:
+        """What version `index` leaves on a few of the newest rollouts, nats; inf where it cannot be scored."""
+        newer = self._newer(places, index)
+        few = sorted(newer, key=lambda i: -(places[i] or 0))[:FEW]
+        scores = self.scorer.score([self.sheet.rollouts[i] for i in few], views={"expected": expected}, **{argument: self.versions[index]}) if few else []
+        rows = [score.views["expected"] for score in self._scores]
+        for i, score in zip(few, scores, strict=True):
+            rows[i] = score.views["expected"]
+        return self.sheet.residual(self.sheet.flat(rows), np.isin(self.sheet.rollout_N, few))
 
     def _place(self, rollout: Rollout) -> int | None:
         """Index of the oldest version that generated the rollout; None when unknown."""

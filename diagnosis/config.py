@@ -13,7 +13,7 @@ class DiagnosisConfig(BaseModel):
     memory_rollouts: int = Field(1000, ge=1, description="recent rollouts kept in memory for diagnosis and impact")
     max_rollouts: int = Field(64, ge=4, description="rollouts one diagnosis re-scores at most, those nearest the alarm")
     max_tokens: int = Field(4000, ge=100, description="completion tokens one diagnosis re-scores, about; of more, evenly spread rollouts are taken")
-    max_versions: int = Field(4, ge=0, description="older weight versions tried at most, newest first; the oldest one is always among them")
+    max_versions: int = Field(4, ge=0, description="older weight versions tried on every rollout; where there are more, a few rollouts choose among up to twice as many")
     min_tokens: int = Field(400, ge=1, description="held-out tokens a confident verdict needs at least")
     min_rollouts: int = Field(6, ge=4, description="held-out rollouts a confident verdict needs at least")
     margin_nats: float = Field(0.004, ge=0, description="a verdict must beat every rival's residual by this much, nats")

@@ -74,3 +74,15 @@ def test_weights_that_do_not_change_within_are_no_lag(folders: tuple[Path, Path]
 def test_the_search_for_parts_does_not_take_an_update_for_a_position(folders: tuple[Path, Path]) -> None:
     found = judged(folders, updated(folders, keep=False, label="1", cuts=[20] * ROLLOUTS), kv="reset", deep=True)
     assert (found.verdict, found.confident) == ("policy_lag", True)
+
+
+def test_weights_many_versions_old_are_found_by_a_few_rollouts(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Twelve versions; the engine still has the fifth while the labels say the twelfth. Four may be tried on every rollout."""
+    paths = [folders[0]]
+    for i in range(11):
+        (tmp_path / str(i)).mkdir()
+        paths.append(write_update(paths[-1], tmp_path / str(i), size=0.01 * (1 + i % 3), seed=i))
+    model = LlamaForCausalLM.from_pretrained(paths[4]).eval()
+    made = [rollout(f"r{i}", ids_P, generate(model, ids_P, seed=i), version="12") for i, ids_P in enumerate(prompts(ROLLOUTS))]
+    found = diagnose(made, scorer_of(*paths), versions=[str(i) for i in range(1, 13)], config=DiagnosisConfig(max_versions=4), marks=Marks(), deep=False)
+    assert (found.verdict, found.confident, found.causes[0].parameters["version"]) == ("stale_weights", True, "5")

@@ -36,10 +36,10 @@ def write_experts(folder: Path) -> Path:
     return folder
 
 
-def write_update(source: Path, folder: Path, *, size: float) -> Path:
+def write_update(source: Path, folder: Path, *, size: float, seed: int = 1) -> Path:
     """The same model after every weight matrix moved by `size` of its spread."""
     model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

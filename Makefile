@@ -1,6 +1,6 @@
 # make demo    the whole thing on this machine: engine, GRPO loop, Klaxon, page   (options: make demo ARGS="--fault none --exit")
 # make test    every test, with the real engine, model and browser                (options: make test ARGS="-k sampler")
-# make venv    only the environment     make model   only the demo's model     make browser   only Chromium (Debian, root)
+# make venv    only the environment     make model   only the demo's model     make browser   only Chromium (Debian, root)   make programs   Alertmanager and promtool, where they can be had
 #
 # PYTHON       the Python to build .venv with (3.11 or newer)
 # TORCH_INDEX  an extra package index with the CPU build of torch, where the usual one has none
@@ -17,12 +17,12 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALLED := .venv/.klaxon-installed
 
-.PHONY: demo test venv model browser
+.PHONY: demo test venv model browser programs
 
 demo: venv
 	@.venv/bin/klaxon demo $(ARGS)
 
-test: venv model browser
+test: venv model browser programs
 	@began=$$(date +%s); rm -f .pytest_cache/failures.txt; \
 	if .venv/bin/python -m pytest -q $(ARGS); then verdict=passed; else verdict=FAILED; cat .pytest_cache/failures.txt 2>/dev/null; fi; \
 	echo "make test: $$verdict after $$(( $$(date +%s) - began )) s"; test $$verdict = passed
@@ -52,3 +52,10 @@ browser:
 	    echo "installing Chromium for the test of the page" >&2; \
 	    { apt-get install -y -qq --no-install-recommends chromium || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }; } >&2; \
 	  else echo "the test of the page needs Chromium: install chromium or google-chrome, or run make test in a root shell on Debian" >&2; exit 1; fi; }
+
+# Two tests use these programs, and are skipped without them.
+programs:
+	@{ command -v prometheus-alertmanager && command -v promtool; } >/dev/null 2>&1 || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && { \
+	    echo "installing Alertmanager and promtool for their tests (skipped without)" >&2; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus-alertmanager prometheus >/dev/null 2>&1; }; } || true

@@ -6,16 +6,18 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from collector.errors import KlaxonError
-from collector.records import Diagnosis, Drift
+from collector.records import Diagnosis, Drift, Rollout
 from diagnosis.exact_ids import ENOUGH_SHARE, compare_ids
 from diagnosis.impact import impact
 from diagnosis.quick import quick_diagnosis
 from diagnosis.shape import shape_of
 from diagnosis.signatures import library_of, with_signatures
 from klaxon.config import Config
+from klaxon.experiments import Finding, recent_prompts, run
 
 if TYPE_CHECKING:
     from alerts.service import Alerts
@@ -41,6 +43,8 @@ class Diagnostician:
         self._drift: Drift | None = None  # the alarm whose cause is still sought
         self._attempts = 0
         self._judged_at = 0  # rollouts scored when the last competition began
+        self._findings: list[Finding] = []  # of this incident's experiments
+        self._verdict: Diagnosis | None = None  # the newest, without them
 
     def quick(self, drifts: Sequence[Drift]) -> Diagnosis | None:
         """The leading explanation at the moment of the alarm, marked not confident."""
@@ -59,7 +63,7 @@ class Diagnostician:
         if self.shadow is None:
             self.worker.submit(lambda: self._weigh(drift))
             return
-        self._drift, self._attempts = drift, 0
+        self._drift, self._attempts, self._findings = drift, 0, []
         self._submit()
 
     def after_batch(self) -> None:
@@ -104,13 +108,31 @@ class Diagnostician:
         except KlaxonError as error:
             self.say("diagnosis_failed", f"diagnosis did not finish: {error}", {})
             return
-        verdict = self._addressed(self._weighed(verdict, recent, drift))
+        self._verdict = self._addressed(self._weighed(verdict, recent, drift))
+        verdict = with_findings(self._verdict, self._findings)
         sure = "confident" if verdict.confident else "not sure"
         self.say("diagnosis", f"{verdict.verdict} ({sure}) from {verdict.tokens} tokens in {time.monotonic() - started:.1f} s",
                  {"verdict": verdict.verdict, "confident": verdict.confident})
         self._attach(verdict)
         if verdict.confident:
             self._drift = None
+        if self._attempts == 1 and settings.experiments and self.config.engine.url:
+            Thread(target=self._experiment, args=(suspects, self._findings), name="klaxon-experiments", daemon=True).start()
+
+    def _experiment(self, suspects: Sequence[Rollout], findings: list[Finding]) -> None:
+        """What the operator allows, beside the worker: the engine's answers take as long as they take. `findings`: this incident's."""
+        floor = self._verdict.floor_nats if self._verdict is not None else None
+        limit = self.config.diagnosis.at_floor_ratio * (floor or self.config.diagnosis.fp32_floor_nats)
+        for name in self.config.diagnosis.experiments:
+            try:
+                found = run(name, self.config.engine.url, recent_prompts(suspects), limit_nats=limit)
+            except KlaxonError as error:
+                self.say("experiment_failed", f"experiment {name} was not made: {error}", {"experiment": name})
+                continue
+            findings.append(found)
+            self.say("experiment", found.text, {"experiment": name, "decisive": found.decisive})
+        if findings and findings is self._findings and self._verdict is not None:  # else another alarm has begun meanwhile
+            self._attach(with_findings(self._verdict, findings))
 
     def _candidates(self, recent: Sequence[Scored], drift: Drift) -> list[str]:
         """Weight versions an engine that went stale at the change can still be using: from a few before the last clean one.
@@ -126,3 +148,16 @@ class Diagnostician:
         for incident in self.alerts.open_incidents():
             if incident.drifts[0].kind == "statistical":
                 self.alerts.attach_diagnosis(incident.id, verdict, now=time.time())
+
+
+CONFIRMS = {"caching": "stale_prefix_cache", "batch": "batch_variance"}
+"""Experiment → the verdict a decisive finding makes sure, where it leads already."""
+
+
+def with_findings(verdict: Diagnosis, findings: Sequence[Finding]) -> Diagnosis:
+    """The diagnosis with what experiments said among the leading cause's evidence; one that a decisive finding confirms is sure."""
+    if not findings or not verdict.causes:
+        return verdict
+    first, *rest = verdict.causes
+    confirmed = any(one.decisive and CONFIRMS[one.name] == verdict.verdict for one in findings)
+    return replace(verdict, confident=verdict.confident or confirmed, causes=(replace(first, evidence=(*(one.text for one in findings), *first.evidence)), *rest))

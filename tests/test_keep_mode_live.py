@@ -22,8 +22,10 @@ from collector.shadow.scorer import ShadowScorer
 from collector.sources.rollout_json import parse_rollout
 from collector.weights.checkpoint import inspect
 from klaxon.demo.children import free_port
-from klaxon.demo.engine import MODEL_NAME, Engine
+from klaxon.demo.engine import MODEL_NAME, Engine, engine_dtype
 from klaxon.demo.model import DEFAULT_FOLDER
+from klaxon.experiments import Finding
+from klaxon.experiments import run as experiment
 
 pytestmark = pytest.mark.engine
 BASE, TOKENS = Path(DEFAULT_FOLDER).resolve(), 120
@@ -120,3 +122,26 @@ def test_the_declared_kv_handling_is_healthy_and_the_other_is_not(run: Run, clea
     assert declared < undeclared / 2, (declared, undeclared)
     if next(iter(rollouts)).engine_dtype == "float32":  # how large the other is depends on where the update fell: .026 to .068 seen
         assert declared < 1e-3 and undeclared > 5e-3, (declared, undeclared)
+
+
+def test_the_caching_experiment_tells_a_stale_prefix_cache_from_a_reset_one(run: Run) -> None:
+    rng = np.random.default_rng(2)
+    prompts = [[1, *rng.integers(300, 20_000, 90).tolist()] for _ in range(8)]
+
+    def tried() -> Finding:
+        return experiment("caching", str(run.client.base_url), prompts, limit_nats=0.004 if engine_dtype() == "float32" else 0.06)
+
+    run.post("/pause", params={"mode": "wait", "clear_cache": "true"})
+    run.load(BASE, "1")
+    run.post("/reset_prefix_cache")
+    run.post("/resume")
+    healthy = tried()  # and the prompts are in the cache now
+    run.post("/pause", params={"mode": "wait", "clear_cache": "false"})
+    run.load(run.other, "2")
+    run.post("/resume")
+    stale = tried()
+    run.post("/reset_prefix_cache")
+    reset = tried()
+    assert (healthy.decisive, reset.decisive) == (False, False), (healthy.text, reset.text)
+    assert stale.difference_nats > 3 * reset.difference_nats, (stale.text, reset.text)
+    assert stale.decisive or engine_dtype() != "float32", stale.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,15 +43,15 @@ class Answer:
 
 
 class Client:
-    """One engine. `model` is the id it serves, `root` the folder it says it came from, `max_model_len` its limit.
+    """One engine. `model` is the id it serves, `root` the folder it says it came from, `max_model_len` its limit; `mark` begins the id of every request.
 
     Raises:
         InputError: the URL is no address.
         Unavailable: nobody answers, or it serves no model.
     """
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT_SECONDS) -> None:
-        self.url, self._timeout = url.rstrip("/"), timeout
+    def __init__(self, url: str, *, timeout: float = TIMEOUT_SECONDS, mark: str = "") -> None:
+        self.url, self._timeout, self._mark = url.rstrip("/"), timeout, mark
         card = self._card()
         self.model = str(card["id"])
         limit, root = card.get("max_model_len"), card.get("root")
@@ -84,7 +85,7 @@ class Client:
 
             async def one(body: dict[str, Any]) -> dict[str, Any] | str:
                 async with gate:
-                    found = await _post(client, path, body)
+                    found = await _post(client, path, body, {"X-Request-Id": f"{self._mark}{uuid.uuid4().hex[:12]}"} if self._mark else {})
                 heard()
                 return found
 
@@ -130,12 +131,12 @@ def saved(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
     return [rollout_to_json(rollout) for rollout in rollouts]
 
 
-async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any] | str:
+async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any] | str:
     try:
         try:
-            answer = await client.post(path, json=body)
+            answer = await client.post(path, json=body, headers=headers)
         except (httpx.NetworkError, httpx.RemoteProtocolError):  # a connection was reset; asking again changes nothing in the engine
-            answer = await client.post(path, json=body)
+            answer = await client.post(path, json=body, headers=headers)
     except httpx.HTTPError as error:
         return f"no answer ({type(error).__name__})"
     try:

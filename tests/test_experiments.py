@@ -1,0 +1,136 @@
+"""Experiments against an engine over real HTTP: its prefix cache may be stale, its numbers may depend on the batch."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from collector.errors import Unavailable
+from collector.records import Cause, Diagnosis, Rollout
+from klaxon.canary import MARK
+from klaxon.diagnose_task import with_findings
+from klaxon.experiments import EXPERIMENTS, Finding, recent_prompts, run
+
+PROMPTS = [[1, 7 * i + 3, i + 40] for i in range(10)]
+LIMIT = 0.02
+
+
+class Engine:
+    """A completions server whose next token depends on the prompt alone, but for its faults. A request that waits for company is one of a batch."""
+
+    def __init__(self, *, stale: float = 0.0, batch: float = 0.0, broken: bool = False) -> None:
+        self.stale, self.batch, self.broken = stale, batch, broken
+        self.bodies: list[dict] = []
+        self.ids: list[str] = []
+        self.running, self.lock = 0, threading.Condition()
+
+    def logprobs(self, body: dict, beside: int) -> dict[str, float]:
+        rng = np.random.default_rng(body["prompt"])
+        row = rng.normal(size=8)
+        if "cache_salt" not in body:
+            row = row + self.stale * rng.normal(size=8)
+        if beside > 1:
+            row = row + self.batch * np.random.default_rng(beside).normal(size=8)
+        row -= np.log(np.exp(row).sum())
+        return {f"token_id:{i}": float(row[i]) for i in np.argsort(-row)[:5]}
+
+
+@contextmanager
+def serving(engine: Engine, *, together: int = 1) -> Iterator[str]:
+    """Yields the URL. Requests that come while others run wait until `together` of them are there."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(200, {"data": [{"id": "m"}]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            engine.bodies.append(body)
+            engine.ids.append(self.headers.get("X-Request-Id", ""))
+            if engine.broken:
+                return self.answer(500, {"error": {"message": "out of memory"}})
+            with engine.lock:
+                engine.running += 1
+                engine.lock.notify_all()
+                engine.lock.wait_for(lambda: engine.running >= together, timeout=0.2 if together > 1 else 0)
+                beside = engine.running
+            self.answer(200, {"choices": [{"logprobs": {"top_logprobs": [engine.logprobs(body, beside)]}}]})
+            with engine.lock:
+                engine.running -= 1
+            return None
+
+        def answer(self, status: int, found: dict) -> None:
+            data = json.dumps(found).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(("stale", "decisive"), [(0.0, False), (0.3, True), (0.001, False)])
+def test_a_stale_cache_shows_against_prompts_computed_anew(stale: float, decisive: bool) -> None:
+    engine = Engine(stale=stale)
+    with serving(engine) as url:
+        found = run("caching", url, PROMPTS, limit_nats=LIMIT)
+    assert (found.prompts, found.decisive, found.control_nats) == (10, decisive, 0.0)
+    assert ("other weights" in found.text) == decisive and f"{found.difference_nats:.4f}" in found.text
+    salts = [body.get("cache_salt") for body in engine.bodies]
+    assert salts[:10] == [None] * 10 and len(set(salts[10:])) == 20, "served as they are first, then every one under a salt nobody has used"
+    assert all(one.startswith(MARK) for one in engine.ids) and len(set(engine.ids)) == 30, "the tap files them as canaries"
+    assert {body["max_tokens"] for body in engine.bodies} == {1}
+
+
+@pytest.mark.parametrize(("batch", "decisive"), [(0.0, False), (0.3, True)])
+def test_numbers_that_depend_on_the_batch_show_when_asked_at_once(batch: float, decisive: bool) -> None:
+    with serving(Engine(batch=batch), together=5) as url:
+        found = run("batch", url, PROMPTS, limit_nats=LIMIT)
+    assert found.decisive == decisive and found.prompts == 10
+
+
+def test_an_engine_that_answers_nothing_usable_decides_nothing_and_an_absent_one_says_so() -> None:
+    with serving(Engine(broken=True)) as url:
+        found = run("caching", url, PROMPTS, limit_nats=LIMIT)
+    assert not found.decisive and found.prompts == 0 and "nothing can be said" in found.text
+    with pytest.raises(Unavailable, match="no engine answers"):
+        run("caching", url, PROMPTS, limit_nats=LIMIT)
+
+
+def rollout(i: int, *, cached: int) -> Rollout:
+    return Rollout(request_id=f"r{i}", prompt_tokens_P=np.array([1, i], dtype=np.int32), completion_tokens_T=np.array([5], dtype=np.int32),
+                   engine_logprobs_T=np.array([-1.0], dtype=np.float32), sampled_mask_T=np.ones(1, dtype=bool), cached_prompt_tokens=cached)
+
+
+def test_prompts_that_hit_the_cache_come_first_the_newest_of_them_and_each_once() -> None:
+    rollouts = [rollout(i % 20, cached=32 if i % 2 else 0) for i in range(40)]
+    assert recent_prompts(rollouts) == [(1, i) for i in (19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 18, 16)]
+
+
+def verdict(cause: str) -> Diagnosis:
+    return Diagnosis(verdict=cause, confident=False, causes=(Cause(cause=cause, residual_nats=0.08, tokens=300, evidence=("residual",)),), floor_nats=0.01, next="", fix="", tokens=300)
+
+
+@pytest.mark.parametrize(("cause", "decisive", "sure"), [("stale_prefix_cache", True, True), ("stale_prefix_cache", False, False), ("temperature", True, False)])
+def test_a_decisive_experiment_makes_sure_what_leads_already_and_names_nothing_new(cause: str, decisive: bool, sure: bool) -> None:
+    finding = Finding(name="caching", prompts=10, difference_nats=0.3, control_nats=0.0, decisive=decisive, text="experiment caching: …")
+    found = with_findings(verdict(cause), [finding])
+    assert (found.verdict, found.confident, found.causes[0].evidence) == (cause, sure, ("experiment caching: …", "residual"))
+    assert with_findings(replace(found, causes=()), [finding]).causes == () and set(EXPERIMENTS) == {"caching", "batch"}

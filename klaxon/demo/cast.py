@@ -135,7 +135,7 @@ class Cast:
             "weights": {"dir": str(self.folder.training / "weights"), "accept_unmarked": False, "poll_seconds": 1.0},
             "shadow": {"body_dtype": "bfloat16", "head_dtype": "float32", "threads": 1},
             # A diagnosis competes with engine and trainer for the same two cores: fewer rollouts.
-            "diagnosis": {} if has_gpu() else {"max_rollouts": 32, "max_versions": 6, "min_tokens": 200},
+            "diagnosis": {"experiments": ["caching"]} | ({} if has_gpu() else {"max_rollouts": 32, "max_versions": 6, "min_tokens": 200}),
             # The demo restarts its engine on purpose and builds it slowly on a CPU: that is not an outage.
             "detectors.facts": {"startup_seconds": 1800.0, "engine_gone_seconds": 600.0, "no_rollouts_seconds": 900.0},
             "alerts": demo_alerts(receiver_url, self._dashboard_port or 8501),

@@ -30,8 +30,8 @@ class Scorer(Protocol):
         ...
 
 
-FEW = 6
-"""Rollouts that choose which of many older versions is worth a pass over all."""
+FEW, LAGS, STEPS = 4, (1, 2, 4, 8, 16, 32), 3
+"""Which of many older versions is worth a pass over all rollouts: chosen on so many of them, at these distances, then so many steps from the best."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Bench(Heads):
         """What was tried, in order, by `Variant.name`; pairs.py asks the sampler's explanations of them again."""
         self._rows: dict[tuple[Any, ...], np.ndarray] = {}
         self._quantised: dict[str, Scorer] = {}
-        self._headed: dict[str, Scorer] = {}
+        self._headed: dict[str, Scorer | None] = {}
 
     @property
     def compared(self) -> list[tuple[int, Rollout, Score]]:
@@ -113,14 +113,14 @@ class Bench(Heads):
         return self._quantised[scheme]
 
     def scorer_with_head(self, version: str) -> Scorer | None:
-        """The scorer with every version under this one's output head; None for a scorer without a shelf, or where that version is gone."""
+        """The scorer with every version under this one's output head; None for a scorer without a shelf, where that version is gone, or has the head of the newest."""
         if version not in self._headed:
             if getattr(self.scorer, "shelf", None) is None:
                 return None
             from collector.shadow.siblings import with_head_of
 
             try:
-                self._headed[version] = with_head_of(self.scorer, version)  # type: ignore[arg-type]
+                self._headed[version] = with_head_of(self.scorer, version, instead_of=self.versions[-1])  # type: ignore[arg-type]
             except Unavailable:
                 return None
         return self._headed[version]
@@ -219,10 +219,10 @@ class Bench(Heads):
         if count >= older:
             return list(range(older))
         left: dict[int, float] = {}
-        for lag in (1, 2, 4, 8, 16, 32, 64, 128):
-            if lag < older and len(left) < count:
+        for lag in LAGS[:count]:
+            if lag < older:
                 left[older - lag] = self._few_leave(places, older - lag, argument)
-        for _ in range(count):
+        for _ in range(STEPS):
             best = min(left, key=lambda index: left[index])
             fresh = [index for index in (best + 1, best - 1) if 0 <= index < older and index not in left]
             if not fresh:

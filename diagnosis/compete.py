@@ -104,7 +104,8 @@ def searched(bench: Bench, floor_nats: float, *, deep: bool) -> tuple[list[Predi
     field = _without_parts(bench, floor_nats)
     unwell = not at_floor(bench, field, floor_nats)
     if unwell and not explained(bench, field, floor_nats):
-        field += old_heads(bench, lambda headed: _without_parts(headed, floor_nats))
+        best = min(bench.sheet.residual(one.values_N) for one in field)
+        field += old_heads(bench, lambda headed: _without_parts(headed, floor_nats), best_single=best)
     if explained(bench, field, floor_nats):
         return field, None
     part = find_part(bench, floor_nats) if deep else None

@@ -22,24 +22,29 @@ HELPS = 0.95
 """A head is worth the search where a few rollouts leave less than this share of what is left without it: beside another fault it helps little by itself."""
 
 MUST_LEAVE = 0.8
-"""Something beside the old head is offered only where it leaves less than this share of what the head alone leaves."""
+"""The old head, and something beside it, are offered only where they leave less than this share of what is left without."""
 
 KNOWN = ("a copy of the head that an update does not refresh: vLLM on a CPU packs it once where head and embeddings are tied; a float32 copy of it (prime-rl#2438); "
          "an update that leaves lm_head out. Restart the engine on the new weights")
 
 
-def old_heads(bench: Bench, search: Callable[[Bench], list[Prediction]]) -> list[Prediction]:
-    """The older head alone and the best prediction beside it; none where no head helps. `search`: what competes on a bench, healthy first."""
+def old_heads(bench: Bench, search: Callable[[Bench], list[Prediction]], *, best_single: float) -> list[Prediction]:
+    """The older head alone and the best prediction beside it; none where neither leaves clearly less than everything without it.
+
+    Args:
+        search: what competes on a bench, healthy first.
+        best_single: the residual of the best explanation so far, nats.
+    """
     variants = [Variant(cause="stale_weights", parameters={"head": version}, rollouts=bench.newer_than(version), scorer=scorer)
                 for version in _versions(bench) if (scorer := bench.scorer_with_head(version)) is not None]
     for variant in promising(bench, variants, 1, least=HELPS):
         headed = bench.under_scorer(variant.scorer)
         if headed is not None:
             alone, *others = search(headed)
-            best = min(others, key=lambda one: bench.sheet.residual(one.values_N), default=alone)
-            version = variant.parameters["head"]
-            more = bench.sheet.residual(best.values_N) < MUST_LEAVE * bench.sheet.residual(alone.values_N)
-            return [_alone(alone, headed, version), *([_beside(best, headed, version)] if more else [])]
+            best, version = min(others, key=lambda one: bench.sheet.residual(one.values_N), default=alone), variant.parameters["head"]
+            left, more = (bench.sheet.residual(one.values_N) for one in (alone, best))
+            found = [_alone(alone, headed, version)] if left < MUST_LEAVE * best_single else []
+            return found + ([_beside(best, headed, version)] if more < MUST_LEAVE * min(left, best_single) else [])
     return []
 
 

@@ -66,6 +66,20 @@ def test_the_copied_head_outlives_its_evicted_model(folders: tuple[Path, ...]) -
     """A shelf of one model refills it in place: version 2's body must not bring version 2's head along."""
     scorer, model = scorer_of(*folders[:2], versions_held=1), engine(folders[1], folders[0])
     one = rollout("r", prompts(1)[0], generate(model, prompts(1)[0], seed=5), version="2")
-    score = with_head_of(scorer, "1").score([one])[0]
+    headed = with_head_of(scorer, "1", instead_of="2")
+    assert headed is not None and with_head_of(scorer, "2", instead_of="2") is None
+    score = headed.score([one])[0]
     assert abs(score.views["expected"] - one.engine_logprobs_T).max() < 1e-4
     assert abs(scorer.score([one])[0].views["expected"] - one.engine_logprobs_T).max() > 1e-2
+
+
+def test_heads_that_are_the_same_in_every_version_explain_nothing(folders: tuple[Path, ...], tmp_path: Path) -> None:
+    """The body moves and the head is frozen, as in the demo; the engine is off in a way nothing here explains."""
+    frozen, broken = (LlamaForCausalLM.from_pretrained(folders[1]).eval() for _ in range(2))
+    with torch.no_grad():
+        frozen.lm_head.weight.copy_(LlamaForCausalLM.from_pretrained(folders[0]).lm_head.weight)
+        broken.load_state_dict(frozen.state_dict())
+        broken.model.layers[0].self_attn.o_proj.weight.mul_(1.1)
+    frozen.save_pretrained(tmp_path / "2")
+    found = judged((folders[0], tmp_path / "2"), broken, label="2")
+    assert not any("head" in one.parameters for one in found.causes)

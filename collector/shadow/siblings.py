@@ -1,4 +1,4 @@
-"""Scorers beside the scorer: the same versions, computed otherwise. """
+"""Scorers beside the scorer: the same versions, computed otherwise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from collector.records import WeightVersion
@@ -58,14 +59,18 @@ class _OtherHeadShelf:
         return _OtherHead(self._shelf.get(version), self._heads)
 
 
-def with_head_of(scorer: ShadowScorer, version: str) -> ShadowScorer:
+def with_head_of(scorer: ShadowScorer, version: str, *, instead_of: str) -> ShadowScorer | None:
     """A scorer on the same loaded bodies, all under `version`'s output head, of which it holds a copy (the shelf refills its models in place).
 
+    None where `instead_of` has the very same head.
+
     Raises:
-        Unavailable: that version cannot be loaded.
+        Unavailable: one of the two versions cannot be loaded.
     """
     model = scorer.shelf.get(version)
     heads = [_copied(one.head) for one in (model, *model.twins)]
+    if all(torch.equal(mine, other) for mine, other in zip(heads[0].weight, scorer.shelf.get(instead_of).head.weight, strict=True)):
+        return None
     return ShadowScorer(scorer.config, _OtherHeadShelf(scorer.shelf, heads))  # type: ignore[arg-type]
 
 

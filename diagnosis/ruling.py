@@ -18,7 +18,7 @@ from diagnosis.twins import beats, settle_twins
 
 SHIFT_NATS = 0.004
 TIE_Z = 1.0
-NAMED = 1 / 3
+NAMED = 1 / 2
 """Named, never confident, from this share of the excess on: a second fault, or an engine's own flaw, may hide the rest."""
 
 

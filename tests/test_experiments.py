@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from collector.errors import Unavailable
 from collector.records import Cause, Diagnosis, Rollout
 from klaxon.canary import MARK
-from klaxon.diagnose_task import with_findings
+from klaxon.config import parse_config
+from klaxon.diagnose_task import Diagnostician, with_findings
 from klaxon.experiments import EXPERIMENTS, Finding, recent_prompts, run
 
 PROMPTS = [[1, 7 * i + 3, i + 40] for i in range(10)]
@@ -134,3 +136,33 @@ def test_a_decisive_experiment_makes_sure_what_leads_already_and_names_nothing_n
     found = with_findings(verdict(cause), [finding])
     assert (found.verdict, found.confident, found.causes[0].evidence) == (cause, sure, ("experiment caching: …", "residual"))
     assert with_findings(replace(found, causes=()), [finding]).causes == () and set(EXPERIMENTS) == {"caching", "batch"}
+
+
+class Incidents:
+    """Alerts with one open incident, and what is attached to it."""
+
+    def __init__(self) -> None:
+        self.attached: list[Diagnosis] = []
+
+    def open_incidents(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(id="inc_1", drifts=[SimpleNamespace(kind="statistical")])]
+
+    def attach_diagnosis(self, incident_id: str, found: Diagnosis, *, now: float) -> None:
+        self.attached.append(found)
+
+
+def test_what_an_experiment_saw_reaches_the_incident_and_one_that_cannot_be_made_is_said() -> None:
+    said: list[tuple[str, str]] = []
+
+    def told(url: str) -> list[Diagnosis]:
+        config = parse_config({"engine": {"url": url}, "diagnosis": {"experiments": ["caching"]}}, where="test")
+        one = Diagnostician(config, worker=None, shadow=None, taps=None, alerts=(alerts := Incidents()), say=lambda kind, text, data: said.append((kind, text)))
+        one._verdict = verdict("stale_prefix_cache")
+        one._experiment([rollout(i, cached=32) for i in range(10)], one._findings)
+        return alerts.attached
+
+    with serving(Engine(stale=0.3)) as url:
+        (found,) = told(url)
+    assert found.confident and found.causes[0].evidence[0].startswith("experiment caching: next token of 10 recent prompts")
+    assert told(url) == []
+    assert [kind for kind, _ in said] == ["experiment", "experiment_failed"] and "no engine answers" in said[1][1]

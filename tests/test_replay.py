@@ -35,7 +35,7 @@ def test_the_alarm_comes_with_the_upgrade_and_goes_with_the_fix(played):
     assert story["cause"] == "raw_logprobs" and story["false_alarms_before_fault"] == 0
     assert story["fault_at"] < story["alarm_at"] < story["resolved_at"]
     assert story["batches_to_alarm"] <= 10
-    assert story["rollouts_scored"] == 96 and story["tokens_scored"] == 2064 + 2033 + 2049
+    assert story["rollouts_scored"] == 128 and story["tokens_scored"] == 2064 + 2033 + 2 * 2049
 
 
 def test_slack_and_the_signed_webhook_hear_of_alarm_and_recovery(played):
@@ -97,7 +97,7 @@ def test_no_ids_and_no_text_are_stored(played):
         columns = {name for (name,) in store.query("SELECT column_name FROM information_schema.columns WHERE table_name = 'rollouts'")}
         assert not columns & {"token_ids", "prompt_token_ids", "text", "prompt"}
         hashed = {value for (value,) in store.query("SELECT request FROM rollouts")}
-    assert len(hashed) == 96 and not any("cmpl" in value for value in hashed)
+    assert len(hashed) == 128 and not any("cmpl" in value for value in hashed)
 
 
 def test_the_alarm_says_what_it_is_worth_and_which_rollouts_it_taints(played, tmp_path):

@@ -22,12 +22,13 @@ RECORDINGS = Path(__file__).parent.parent / "recordings"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """One recorded engine."""
+    """One recorded engine. times: how often its recording is played; being sure of a recovery takes more than 32 rollouts."""
 
     name: str
     file: str
     version: str
     logprobs_mode: str
+    times: int = 1
 
 
 PHASES = (
@@ -35,19 +36,20 @@ PHASES = (
     Phase(name="V1 as upgraded (vLLM 0.18.1, default logprobs mode)", file="v0181_raw_t07.jsonl", version="0.18.1",
           logprobs_mode="raw_logprobs"),
     Phase(name="V1 as fixed (vLLM 0.18.1, processed_logprobs)", file="v0181_processed_t07.jsonl", version="0.18.1",
-          logprobs_mode="processed_logprobs"),
+          logprobs_mode="processed_logprobs", times=2),
 )
 
 
 def recorded(phase: Phase) -> list[dict[str, Any]]:
-    """The rollouts of one phase, with the trainer's logprobs joined by request id."""
+    """The rollouts of one phase, with the trainer's logprobs joined by request id; a second playing has ids of its own."""
     trainer = json.loads((RECORDINGS / "trainer_logprobs.json").read_text(encoding="utf-8"))[phase.file]
     rows = [json.loads(line) for line in (RECORDINGS / phase.file).read_text(encoding="utf-8").splitlines()]
     return [{**row, "kind": "rollout", "engine": "recorded engine", "trainer_logprobs": trainer[row["request_id"]],
-             "request_id": f"{phase.version}-{phase.logprobs_mode}-{row['request_id']}"} for row in rows]
+             "request_id": f"{phase.version}-{phase.logprobs_mode}-{row['request_id']}" + f"-{number}" * (number > 0)}
+            for number in range(phase.times) for row in rows]
 
 
-def play(url: str, *, seconds_a_phase: float, say: Callable[[Phase, int, int], None],
+def play(url: str, *, seconds_a_recording: float, say: Callable[[Phase, int, int], None],
          stopping: Callable[[], bool]) -> Iterator[tuple[Phase, float]]:
     """Send every phase at an even pace; yields (phase, when it began) as each begins.
 
@@ -66,7 +68,7 @@ def play(url: str, *, seconds_a_phase: float, say: Callable[[Phase, int, int], N
                 if index % 8 == 0:
                     _send(client, [_heartbeat(phase, number)])
                 say(phase, index + 1, len(rows))
-                time.sleep(seconds_a_phase / len(rows))
+                time.sleep(seconds_a_recording * phase.times / len(rows))
 
 
 def _heartbeat(phase: Phase, number: int) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from collector.records import Sampling
 from klaxon.spine_config import CanaryConfig
 
 MARK = "klaxon-canary-"
+EXPERIMENT = "klaxon-experiment-"
+"""Of requests that test the engine after an alarm (experiments.py): at settings of their own, so no statistic takes them."""
 TIMEOUT_SECONDS = 60.0
 
 

@@ -1,4 +1,4 @@
-"""Experiments on the live engine after an alarm: marked canary requests of one token, nothing in the engine changes. Only what
+"""Experiments on the live engine after an alarm: marked requests of one token, nothing in the engine changes. Only what
 [diagnosis] experiments allows; each once an incident.
 
 caching    The next token after recent prompts, as the engine serves them (out of its prefix cache where it has them), and under a cache_salt nobody
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from collector.records import Rollout
-from klaxon.canary import MARK
+from klaxon.canary import EXPERIMENT
 from klaxon.preflight.client import Client
 
 MOST_PROMPTS = 12
@@ -54,7 +54,7 @@ def run(name: str, url: str, prompts: Sequence[Sequence[int]], *, limit_nats: fl
         InputError: `url` is no address.
         Unavailable: no engine answers there.
     """
-    client = Client(url, mark=MARK)
+    client = Client(url, mark=EXPERIMENT)
     first, second, said, meaning = EXPERIMENTS[name]
     answers = [way(client, prompts) for way in (first, second, second)]
     changed, control = _apart(answers[0], answers[1]), _apart(answers[1], answers[2])

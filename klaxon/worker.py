@@ -26,7 +26,7 @@ from collector.sources.inbox import TapInbox
 from collector.sources.refusals import prefixed
 from collector.sources.trainer_logprobs import TrainerTail, TrainerWord
 from klaxon.batches import BatchBuilder
-from klaxon.canary import MARK
+from klaxon.canary import EXPERIMENT, MARK
 from klaxon.config import Config
 from klaxon.filing import Filing, Scored
 
@@ -175,7 +175,10 @@ class Worker(threading.Thread):
                     self.refuse(item)
                 else:
                     arrived.append(item)
-        return arrived
+        own = [rollout for rollout in arrived if EXPERIMENT not in rollout.request_id]
+        if len(own) < len(arrived):
+            self.counts["own_experiments"] += len(arrived) - len(own)
+        return own
 
     def _assume(self, rollout: Rollout) -> Rollout:
         """Fill what the trainer assumes where the rollout does not say it itself; never from the engine's side."""

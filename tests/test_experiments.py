@@ -15,7 +15,7 @@ import pytest
 
 from collector.errors import Unavailable
 from collector.records import Cause, Diagnosis, Rollout
-from klaxon.canary import MARK
+from klaxon.canary import EXPERIMENT
 from klaxon.config import parse_config
 from klaxon.diagnose_task import Diagnostician, with_findings
 from klaxon.experiments import EXPERIMENTS, Finding, recent_prompts, run
@@ -97,7 +97,7 @@ def test_a_stale_cache_shows_against_prompts_computed_anew(stale: float, decisiv
     assert ("other weights" in found.text) == decisive and f"{found.difference_nats:.4f}" in found.text
     salts = [body.get("cache_salt") for body in engine.bodies]
     assert salts[:10] == [None] * 10 and len(set(salts[10:])) == 20, "served as they are first, then every one under a salt nobody has used"
-    assert all(one.startswith(MARK) for one in engine.ids) and len(set(engine.ids)) == 30, "the tap files them as canaries"
+    assert all(one.startswith(EXPERIMENT) for one in engine.ids) and len(set(engine.ids)) == 30, "the tap files them as canaries"
     assert {body["max_tokens"] for body in engine.bodies} == {1}
 
 

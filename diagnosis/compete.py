@@ -10,7 +10,8 @@
    Passes with other prompts, pairs of faults and donors run only while nothing cheaper explains the tokens.
 4. Another leads and is not explained: a part (a position on, a few rollouts) beside which healthy explains the rest goes before it
    (breaks.py, parts.py); else it is named, never confident, when it removes half of the excess over the floor; else healthy leads.
-   Healthy leads and is not explained: noise on every token is engine_numerics, the rest unexplained.
+   Healthy leads and is not explained: noise on every token is engine_numerics, the rest unexplained. Noise follows no prediction:
+   engine_numerics is not confident while another fits clearly better than healthy.
 5. Confident means: enough held-out tokens and rollouts, explained, parameters agree between the folds, and every other
    cause that predicts something else is beaten by the margin. Two reports that look alike (raw logprobs, and a hidden
    temperature of 1) are told apart by how the tokens were sampled (sampling.py).

@@ -83,10 +83,12 @@ def _rule_healthy(bench: Bench, field: Sequence[Prediction], residual: float, li
     why = f"residual {residual:.4f} nats is above {config.at_floor_ratio:g} times the floor of {floor_nats:.4f}, and no explanation lowers it"
     if not noise.everywhere:
         return Ruling(cause="unexplained", confident=False, why=(why, noise.text, *doubts), parameters={})
-    refuted = any(one.cause == "stale_weights" for one in field)
-    if not refuted:
+    if not any(one.cause == "stale_weights" for one in field):
         doubts.append("older weights were not tested (pass them with --previous): a small unseen update scatters logprobs too")
-    return Ruling(cause="engine_numerics", confident=refuted and not doubts, why=(why, noise.text, *doubts), parameters={})
+    better = min(field, key=lambda one: sheet.residual(one.values_N))
+    if beats(sheet.contrast(healthy.values_N, better.values_N), config):  # noise would follow no prediction
+        doubts.append(f"not sure: {better.cause} fits better ({sheet.residual(better.values_N):.4f} nats), but leaves more than half of what is above the floor")
+    return Ruling(cause="engine_numerics", confident=not doubts, why=(why, noise.text, *doubts), parameters={})
 
 
 def _small_staleness(bench: Bench, healthy: Prediction, doubts: Sequence[str]) -> Ruling | None:

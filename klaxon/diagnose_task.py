@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from collector.errors import KlaxonError
 from collector.records import Diagnosis, Drift, Rollout
+from diagnosis.causes import CAUSE_TEXTS
 from diagnosis.exact_ids import ENOUGH_SHARE, compare_ids
 from diagnosis.impact import impact
 from diagnosis.quick import quick_diagnosis
@@ -94,13 +96,15 @@ class Diagnostician:
         self.worker.submit(self._compete)
 
     def _compete(self) -> None:
+        from collector.shadow.plan import older_than_their_group
         from diagnosis.compete import diagnose
 
         drift = self._drift
         if drift is None or self.shadow is None:
             return
         settings, recent = self.config.diagnosis, list(self.worker.recent)
-        suspects = [item.rollout for item in recent if item.t >= drift.change_t[1]][-settings.max_rollouts:]
+        settled = older_than_their_group([item.rollout for item in recent])  # before some of a group are left out
+        suspects = [rollout for item, rollout in zip(recent, settled, strict=True) if item.t >= drift.change_t[1]][-settings.max_rollouts:]
         started = time.monotonic()
         try:
             verdict = diagnose(suspects, self.shadow.scorer, versions=self._candidates(recent, drift), config=settings,
@@ -109,7 +113,7 @@ class Diagnostician:
             self.say("diagnosis_failed", f"diagnosis did not finish: {error}", {})
             return
         self._verdict = self._addressed(self._weighed(verdict, recent, drift))
-        verdict = with_findings(self._verdict, self._findings)
+        verdict = self._addressed(with_findings(self._verdict, self._findings))
         sure = "confident" if verdict.confident else "not sure"
         self.say("diagnosis", f"{verdict.verdict} ({sure}) from {verdict.tokens} tokens in {time.monotonic() - started:.1f} s",
                  {"verdict": verdict.verdict, "confident": verdict.confident})
@@ -132,7 +136,7 @@ class Diagnostician:
             findings.append(found)
             self.say("experiment", found.text, {"experiment": name, "decisive": found.decisive})
         if findings and findings is self._findings and self._verdict is not None:  # else another alarm has begun meanwhile
-            self._attach(with_findings(self._verdict, findings))
+            self._attach(self._addressed(with_findings(self._verdict, findings)))
 
     def _candidates(self, recent: Sequence[Scored], drift: Drift) -> list[str]:
         """Weight versions an engine that went stale at the change can still be using: from a few before the last clean one.
@@ -151,13 +155,33 @@ class Diagnostician:
 
 
 CONFIRMS = {"caching": "stale_prefix_cache", "batch": "batch_variance"}
-"""Experiment → the verdict a decisive finding makes sure, where it leads already."""
+"""Experiment → the cause a decisive finding makes sure."""
+
+LEFTOVERS = ("engine_numerics", "unexplained")
+"""Verdicts for want of a better one."""
 
 
 def with_findings(verdict: Diagnosis, findings: Sequence[Finding]) -> Diagnosis:
-    """The diagnosis with what experiments said among the leading cause's evidence; one that a decisive finding confirms is sure."""
+    """The diagnosis with what experiments said among the leading cause's evidence.
+
+    A decisive finding makes a leading cause sure. It brings its cause to the lead where the verdict is not sure or a leftover, and the cause
+    explains the tokens better than healthy.
+    """
     if not findings or not verdict.causes:
         return verdict
+    for cause in (CONFIRMS[one.name] for one in findings if one.decisive):
+        verdict = _confirmed(verdict, cause)
     first, *rest = verdict.causes
-    confirmed = any(one.decisive and CONFIRMS[one.name] == verdict.verdict for one in findings)
-    return replace(verdict, confident=verdict.confident or confirmed, causes=(replace(first, evidence=(*(one.text for one in findings), *first.evidence)), *rest))
+    return replace(verdict, causes=(replace(first, evidence=(*(one.text for one in findings), *first.evidence)), *rest))
+
+
+def _confirmed(verdict: Diagnosis, cause: str) -> Diagnosis:
+    if verdict.verdict == cause:
+        return replace(verdict, confident=True)
+    left = {one.cause: one.residual_nats for one in reversed(verdict.causes) if one.residual_nats is not None}
+    if verdict.confident and verdict.verdict not in LEFTOVERS or left.get(cause, math.inf) >= left.get("healthy", math.inf):
+        return verdict
+    mine = next(one for one in verdict.causes if one.cause == cause)
+    rest = tuple(one for one in verdict.causes if one is not mine)
+    text = CAUSE_TEXTS[cause]
+    return replace(verdict, verdict=cause, confident=True, causes=(mine, *rest), next=text.next, fix=text.fix)

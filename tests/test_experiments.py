@@ -15,10 +15,13 @@ import pytest
 
 from collector.errors import Unavailable
 from collector.records import Cause, Diagnosis, Rollout
+from collector.sources.inbox import TapInbox
+from klaxon.batches import BatchBuilder
 from klaxon.canary import EXPERIMENT
 from klaxon.config import parse_config
 from klaxon.diagnose_task import Diagnostician, with_findings
 from klaxon.experiments import EXPERIMENTS, Finding, recent_prompts, run
+from klaxon.worker import Worker
 
 PROMPTS = [[1, 7 * i + 3, i + 40] for i in range(10)]
 LIMIT = 0.02
@@ -97,7 +100,7 @@ def test_a_stale_cache_shows_against_prompts_computed_anew(stale: float, decisiv
     assert ("other weights" in found.text) == decisive and f"{found.difference_nats:.4f}" in found.text
     salts = [body.get("cache_salt") for body in engine.bodies]
     assert salts[:10] == [None] * 10 and len(set(salts[10:])) == 20, "served as they are first, then every one under a salt nobody has used"
-    assert all(one.startswith(EXPERIMENT) for one in engine.ids) and len(set(engine.ids)) == 30, "the tap files them as canaries"
+    assert all(one.startswith(EXPERIMENT) for one in engine.ids) and len(set(engine.ids)) == 30, "the worker leaves them out"
     assert {body["max_tokens"] for body in engine.bodies} == {1}
 
 
@@ -126,16 +129,31 @@ def test_prompts_that_hit_the_cache_come_first_the_newest_of_them_and_each_once(
     assert recent_prompts(rollouts) == [(1, i) for i in (19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 18, 16)]
 
 
-def verdict(cause: str) -> Diagnosis:
-    return Diagnosis(verdict=cause, confident=False, causes=(Cause(cause=cause, residual_nats=0.08, tokens=300, evidence=("residual",)),), floor_nats=0.01, next="", fix="", tokens=300)
+def verdict(cause: str, *, sure: bool = False, rivals: dict[str, float] | None = None) -> Diagnosis:
+    causes = [Cause(cause=name, residual_nats=left, tokens=300, evidence=("residual",)) for name, left in {cause: 0.08, **(rivals or {})}.items()]
+    return Diagnosis(verdict=cause, confident=sure, causes=tuple(causes), floor_nats=0.01, next="", fix="", tokens=300)
+
+
+FINDING = Finding(name="caching", prompts=10, difference_nats=0.3, control_nats=0.0, decisive=True, text="experiment caching: …")
 
 
 @pytest.mark.parametrize(("cause", "decisive", "sure"), [("stale_prefix_cache", True, True), ("stale_prefix_cache", False, False), ("temperature", True, False)])
 def test_a_decisive_experiment_makes_sure_what_leads_already_and_names_nothing_new(cause: str, decisive: bool, sure: bool) -> None:
-    finding = Finding(name="caching", prompts=10, difference_nats=0.3, control_nats=0.0, decisive=decisive, text="experiment caching: …")
+    finding = replace(FINDING, decisive=decisive)
     found = with_findings(verdict(cause), [finding])
     assert (found.verdict, found.confident, found.causes[0].evidence) == (cause, sure, ("experiment caching: …", "residual"))
     assert with_findings(replace(found, causes=()), [finding]).causes == () and set(EXPERIMENTS) == {"caching", "batch"}
+
+
+@pytest.mark.parametrize(("leads", "sure", "stale", "named"), [
+    ("engine_numerics", True, 0.07, "stale_prefix_cache"), ("unexplained", False, 0.07, "stale_prefix_cache"), ("truncation", False, 0.07, "stale_prefix_cache"),
+    ("truncation", True, 0.07, "truncation"), ("engine_numerics", True, 0.13, "engine_numerics"),
+])
+def test_a_decisive_experiment_brings_its_cause_before_doubtful_ones_where_it_explains_more_than_health(leads: str, sure: bool, stale: float, named: str) -> None:
+    found = with_findings(verdict(leads, sure=sure, rivals={"healthy": 0.12, "stale_prefix_cache": stale}), [FINDING])
+    assert (found.verdict, found.causes[0].cause, found.confident) == (named, named, True)
+    assert found.causes[0].evidence[0] == FINDING.text and len(found.causes) == 3
+    assert ("reset_prefix_cache" in found.next + found.fix) == (named == "stale_prefix_cache")
 
 
 class Incidents:
@@ -166,3 +184,14 @@ def test_what_an_experiment_saw_reaches_the_incident_and_one_that_cannot_be_made
     assert found.confident and found.causes[0].evidence[0].startswith("experiment caching: next token of 10 recent prompts")
     assert told(url) == []
     assert [kind for kind, _ in said] == ["experiment", "experiment_failed"] and "no engine answers" in said[1][1]
+
+
+def test_the_requests_of_an_experiment_are_counted_and_reach_no_statistic() -> None:
+    inbox = TapInbox(8)
+    builder = BatchBuilder(started_at=0.0, batch_seconds=60.0, watermark_seconds=1.0, first_t=0)
+    worker = Worker(parse_config({}, where="test"), inbox=inbox, builder=builder, builder_lock=threading.Lock(), views=None, refuse=pytest.fail,
+                    file_rollouts=lambda t, pairs: None, clock=lambda: 10.0)
+    for name in (f"cmpl-{EXPERIMENT}a1-0", "cmpl-1-0"):
+        assert inbox.offer(replace(rollout(1, cached=32), request_id=name))
+    assert worker.step()
+    assert worker.counts["own_experiments"] == 1 and worker.counts["seen"] == 1

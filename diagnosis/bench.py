@@ -30,8 +30,8 @@ class Scorer(Protocol):
         ...
 
 
-FEW, LAGS, STEPS = 4, (1, 2, 4, 8, 16, 32), 3
-"""Which of many older versions is worth a pass over all rollouts: chosen on so many of them, at these distances, then so many steps from the best."""
+FEW, FEW_TOKENS, LAGS, STEPS = 4, 120, (1, 2, 4, 8, 16, 32), 3
+"""Which of many older versions is worth a pass over all rollouts: chosen on so many of them with so many tokens, at these distances, then so many steps from the best."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +233,9 @@ class Bench(Heads):
     def _few_leave(self, places: Sequence[int | None], index: int, argument: str) -> float:
         """What version `index` leaves on a few of the newest rollouts, nats; inf where it cannot be scored."""
         newer = self._newer(places, index)
-        few = sorted(newer, key=lambda i: -(places[i] or 0))[:FEW]
+        newest = sorted(newer, key=lambda i: -(places[i] or 0))
+        tokens = np.cumsum([self.sheet.rollouts[i].n_tokens for i in newest])
+        few = newest[:max(FEW, int((tokens < FEW_TOKENS).sum()) + 1)]
         scores = self.scorer.score([self.sheet.rollouts[i] for i in few], views={"expected": expected}, **{argument: self.versions[index]}) if few else []
         rows = [score.views["expected"] for score in self._scores]
         for i, score in zip(few, scores, strict=True):

@@ -24,6 +24,6 @@ class DiagnosisConfig(BaseModel):
     fp32_floor_nats: float = Field(0.002, gt=0, description="the floor is taken to be at least this (kernels differ even in float32)")
     temperature_min: float = Field(0.2, gt=0, description="lowest engine temperature tried")
     temperature_max: float = Field(2.0, gt=0, description="highest engine temperature tried")
-    experiments: list[Literal["caching", "batch"]] = Field(default_factory=list, description='canary requests Klaxon may send the engine after an alarm: '
-                                                           '"caching" (cached prompts against computed anew), "batch" (alone against together); empty = none')
+    experiments: list[Literal["caching", "batch", "self_score"]] = Field(default_factory=list, description='canary requests Klaxon may send the engine after an alarm: '
+                                                           '"caching" (cached prompts against computed anew), "batch" (alone against together), "self_score" (decoded against computed in one pass); empty = none')
     signatures: str = Field("", description="a TOML file of your own fault signatures, added to Klaxon's (docs/signatures.md); empty = none")

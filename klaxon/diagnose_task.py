@@ -19,7 +19,7 @@ from diagnosis.quick import quick_diagnosis
 from diagnosis.shape import shape_of
 from diagnosis.signatures import library_of, with_signatures
 from klaxon.config import Config
-from klaxon.experiments import Finding, recent_prompts, run
+from klaxon.experiments import EXPERIMENTS, Finding, recent_prompts, run
 
 if TYPE_CHECKING:
     from alerts.service import Alerts
@@ -154,9 +154,6 @@ class Diagnostician:
                 self.alerts.attach_diagnosis(incident.id, verdict, now=time.time())
 
 
-CONFIRMS = {"caching": "stale_prefix_cache", "batch": "batch_variance"}
-"""Experiment → the cause a decisive finding makes sure."""
-
 LEFTOVERS = ("engine_numerics", "unexplained")
 """Verdicts for want of a better one."""
 
@@ -169,8 +166,9 @@ def with_findings(verdict: Diagnosis, findings: Sequence[Finding]) -> Diagnosis:
     """
     if not findings or not verdict.causes:
         return verdict
-    for cause in (CONFIRMS[one.name] for one in findings if one.decisive):
-        verdict = _confirmed(verdict, cause)
+    for finding in findings:
+        if finding.decisive and (cause := EXPERIMENTS[finding.name].confirms):
+            verdict = _confirmed(verdict, cause)
     first, *rest = verdict.causes
     return replace(verdict, causes=(replace(first, evidence=(*(one.text for one in findings), *first.evidence)), *rest))
 

@@ -1,11 +1,14 @@
-"""Experiments on the live engine after an alarm: marked requests of one token, nothing in the engine changes. Only what
+"""Experiments on the live engine after an alarm: marked requests of a few tokens, nothing in the engine changes. Only what
 [diagnosis] experiments allows; each once an incident.
 
 caching    The next token after recent prompts, as the engine serves them (out of its prefix cache where it has them), and under a cache_salt nobody
            has used, so that they are computed anew. The same weights make the same keys and values: a difference above the floor is a stale cache.
 batch      The same prompts computed anew one after the other, and all at once.
+self_score A few tokens after each prompt, sampled at T = 1 without truncation or penalties, and the same tokens sent back as a prompt, computed anew in
+           one pass (prompt_logprobs). Decode and prefill of one engine agree to the floor; where they do not, kept keys and values or decode
+           kernels are at fault, not the weights. prompt_logprobs has faults of its own (vllm#42019, #51594): evidence, never a verdict.
 
-Compared are the logprobs of the tokens both answers list, |Δ| averaged over a prompt's; a control asks the first way twice. An experiment is
+Compared are the logprobs of the tokens both answers list, |Δ| averaged over a prompt's; a control asks the second way twice. An experiment is
 decisive where the mean over prompts is above `limit_nats` and above the control by 3 standard errors.
 """
 
@@ -55,8 +58,8 @@ def run(name: str, url: str, prompts: Sequence[Sequence[int]], *, limit_nats: fl
         Unavailable: no engine answers there.
     """
     client = Client(url, mark=EXPERIMENT)
-    first, second, said, meaning = EXPERIMENTS[name]
-    answers = [way(client, prompts) for way in (first, second, second)]
+    asked = EXPERIMENTS[name]
+    answers = asked.answers(client, prompts)
     changed, control = _apart(answers[0], answers[1]), _apart(answers[1], answers[2])
     both = np.isfinite(changed) & np.isfinite(control)
     n = int(both.sum())
@@ -66,37 +69,90 @@ def run(name: str, url: str, prompts: Sequence[Sequence[int]], *, limit_nats: fl
     more = changed[both] - control[both]
     difference, error = float(changed[both].mean()), float(more.std(ddof=1) / math.sqrt(n))
     decisive = difference > limit_nats and float(more.mean()) > DECISIVE_Z * error
-    text = (f"experiment {name}: next token of {n} recent prompts, {said}: mean |Δ logprob| {difference:.4f} ± {error:.4f} nats, {float(control[both].mean()):.4f} when asked twice"
-            f" (above {limit_nats:.4f} counts): {meaning if decisive else 'no difference that counts'}")
+    text = (f"experiment {name}: {asked.what} of {n} recent prompts, {asked.said}: mean |Δ logprob| {difference:.4f} ± {error:.4f} nats, {float(control[both].mean()):.4f} when asked twice"
+            f" (above {limit_nats:.4f} counts): {asked.meaning if decisive else 'no difference that counts'}")
     return Finding(name=name, prompts=n, difference_nats=difference, control_nats=float(control[both].mean()), decisive=decisive, text=text)
 
 
-Way = Callable[[Client, Sequence[Sequence[int]]], list[Mapping[str, float]]]
+Answers = list[Mapping[str, float]]
+"""Token, or place in the completion → logprob, one a prompt; empty where there is no answer."""
 
 
-def _served(client: Client, prompts: Sequence[Sequence[int]]) -> list[Mapping[str, float]]:
-    return _ask(client, prompts, salted=False, at_once=1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One experiment. `answers`: the first way, the second, and the second once more."""
+
+    answers: Callable[[Client, Sequence[Sequence[int]]], tuple[Answers, Answers, Answers]]
+    what: str
+    said: str
+    meaning: str
+    confirms: str = ""  # the cause a decisive finding makes sure
 
 
-def _computed(client: Client, prompts: Sequence[Sequence[int]]) -> list[Mapping[str, float]]:
-    return _ask(client, prompts, salted=True, at_once=1)
+def _served_and_computed(client: Client, prompts: Sequence[Sequence[int]]) -> tuple[Answers, Answers, Answers]:
+    served = _ask(client, prompts, salted=False, at_once=1)
+    return served, _ask(client, prompts, salted=True, at_once=1), _ask(client, prompts, salted=True, at_once=1)
 
 
-def _together(client: Client, prompts: Sequence[Sequence[int]]) -> list[Mapping[str, float]]:
-    return _ask(client, prompts, salted=True, at_once=AT_ONCE)
+def _together_and_alone(client: Client, prompts: Sequence[Sequence[int]]) -> tuple[Answers, Answers, Answers]:
+    together = _ask(client, prompts, salted=True, at_once=AT_ONCE)
+    return together, _ask(client, prompts, salted=True, at_once=1), _ask(client, prompts, salted=True, at_once=1)
 
 
-EXPERIMENTS: dict[str, tuple[Way, Way, str, str]] = {
-    "caching": (_served, _computed, "from the prefix cache against computed anew (cache_salt)", "the cache holds keys and values of other weights"),
-    "batch": (_together, _computed, "all at once against one after the other", "the engine's numbers depend on what else is in its batch"),
+def _decoded_and_forced(client: Client, prompts: Sequence[Sequence[int]]) -> tuple[Answers, Answers, Answers]:
+    body = {"model": client.model, "max_tokens": DECODED, "logprobs": 0, "return_token_ids": True, "ignore_eos": True} | PLAIN
+    told = client.post_all("/v1/completions", [body | {"prompt": list(prompt)} for prompt in prompts], concurrency=1)
+    decoded = [_completion(answer) for answer in told]
+    whole = [[*prompt, *ids] for prompt, (ids, _) in zip(prompts, decoded, strict=True)]
+    forced = {"model": client.model, "max_tokens": 1, "prompt_logprobs": 0} | PLAIN
+    ways = []
+    for _ in range(2):
+        answers = client.post_all("/v1/completions", [forced | {"prompt": ids} | _salt() for ids in whole], concurrency=1)
+        ways.append([_forced(answer, ids, len(prompt)) for answer, ids, prompt in zip(answers, whole, prompts, strict=True)])
+    return [places for _, places in decoded], ways[0], ways[1]
+
+
+DECODED = 16
+PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+
+EXPERIMENTS: dict[str, Asked] = {
+    "caching": Asked(answers=_served_and_computed, what="next token", said="from the prefix cache against computed anew (cache_salt)",
+                     meaning="the cache holds keys and values of other weights", confirms="stale_prefix_cache"),
+    "batch": Asked(answers=_together_and_alone, what="next token", said="all at once against one after the other",
+                   meaning="the engine's numbers depend on what else is in its batch", confirms="batch_variance"),
+    "self_score": Asked(answers=_decoded_and_forced, what=f"{DECODED} tokens", said="decoded against sent back and computed in one pass (prompt_logprobs)",
+                        meaning="the engine's decode and prefill disagree: kept or quantised keys and values, or decode kernels, not the weights"),
 }
-"""Name → the two ways of asking, what differs between them, what a difference means."""
 
 
-def _ask(client: Client, prompts: Sequence[Sequence[int]], *, salted: bool, at_once: int) -> list[Mapping[str, float]]:
-    """Token → logprob of the next token's top, a prompt; empty where there is no answer."""
+def _completion(answer: Mapping[str, Any] | str) -> tuple[list[int], Mapping[str, float]]:
+    """(token ids, place → logprob) of what was sampled; ([], {}) where there is no answer."""
+    try:
+        choice = answer["choices"][0]  # type: ignore[index]
+        ids, values = [int(one) for one in choice["token_ids"]], choice["logprobs"]["token_logprobs"]
+        return ids, {str(place): float(value) for place, value in enumerate(values[:len(ids)]) if math.isfinite(value)}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return [], {}
+
+
+def _forced(answer: Mapping[str, Any] | str, ids: Sequence[int], start: int) -> Mapping[str, float]:
+    """Place → logprob of ids[start:], from the prompt's logprobs."""
+    try:
+        told = answer["choices"][0]["prompt_logprobs"]  # type: ignore[index]
+        found = {str(place - start): float(told[place][str(ids[place])]["logprob"]) for place in range(start, len(ids))}
+        return {place: value for place, value in found.items() if math.isfinite(value)}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _salt() -> dict[str, str]:
+    return {"cache_salt": f"klaxon-{uuid.uuid4().hex}"}
+
+
+def _ask(client: Client, prompts: Sequence[Sequence[int]], *, salted: bool, at_once: int) -> Answers:
+    """The next token's top."""
     body = {"model": client.model, "max_tokens": 1, "temperature": 1.0, "logprobs": TOP, "return_tokens_as_token_ids": True}
-    bodies = [body | {"prompt": list(prompt)} | ({"cache_salt": f"klaxon-{uuid.uuid4().hex}"} if salted else {}) for prompt in prompts]
+    bodies = [body | {"prompt": list(prompt)} | (_salt() if salted else {}) for prompt in prompts]
     return [_top(answer) for answer in client.post_all("/v1/completions", bodies, concurrency=at_once)]
 
 

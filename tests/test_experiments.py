@@ -30,8 +30,8 @@ LIMIT = 0.02
 class Engine:
     """A completions server whose next token depends on the prompt alone, but for its faults. A request that waits for company is one of a batch."""
 
-    def __init__(self, *, stale: float = 0.0, batch: float = 0.0, broken: bool = False) -> None:
-        self.stale, self.batch, self.broken = stale, batch, broken
+    def __init__(self, *, stale: float = 0.0, batch: float = 0.0, decode: float = 0.0, broken: bool = False) -> None:
+        self.stale, self.batch, self.decode, self.broken = stale, batch, decode, broken
         self.bodies: list[dict] = []
         self.ids: list[str] = []
         self.running, self.lock = 0, threading.Condition()
@@ -45,6 +45,18 @@ class Engine:
             row = row + self.batch * np.random.default_rng(beside).normal(size=8)
         row -= np.log(np.exp(row).sum())
         return {f"token_id:{i}": float(row[i]) for i in np.argsort(-row)[:5]}
+
+    def choice(self, body: dict, beside: int) -> dict:
+        """As vLLM answers: what was sampled, the logprobs of the prompt, or the next token's top."""
+        if "prompt_logprobs" in body:
+            return {"prompt_logprobs": [None, *({str(token): {"logprob": self.forced(token)}, "7": {"logprob": -9.0}} for token in body["prompt"][1:])]}
+        if body["max_tokens"] > 1:
+            ids = np.random.default_rng(body["prompt"]).integers(100, 200, body["max_tokens"]).tolist()
+            return {"token_ids": ids, "logprobs": {"token_logprobs": [self.forced(token) + self.decode * (-1) ** place for place, token in enumerate(ids)]}}
+        return {"logprobs": {"top_logprobs": [self.logprobs(body, beside)]}}
+
+    def forced(self, token: int) -> float:
+        return -0.1 - token / 100
 
 
 @contextmanager
@@ -66,7 +78,7 @@ def serving(engine: Engine, *, together: int = 1) -> Iterator[str]:
                 engine.lock.notify_all()
                 engine.lock.wait_for(lambda: engine.running >= together, timeout=0.2 if together > 1 else 0)
                 beside = engine.running
-            self.answer(200, {"choices": [{"logprobs": {"top_logprobs": [engine.logprobs(body, beside)]}}]})
+            self.answer(200, {"choices": [engine.choice(body, beside)]})
             with engine.lock:
                 engine.running -= 1
             return None
@@ -111,10 +123,22 @@ def test_numbers_that_depend_on_the_batch_show_when_asked_at_once(batch: float, 
     assert found.decisive == decisive and found.prompts == 10
 
 
+@pytest.mark.parametrize(("decode", "decisive"), [(0.0, False), (0.05, True), (0.005, False)])
+def test_decode_and_prefill_that_disagree_show_when_tokens_are_sent_back(decode: float, decisive: bool) -> None:
+    engine = Engine(decode=decode)
+    with serving(engine) as url:
+        found = run("self_score", url, PROMPTS, limit_nats=LIMIT)
+    assert (found.prompts, found.decisive, found.control_nats) == (10, decisive, 0.0)
+    assert found.difference_nats == pytest.approx(decode, abs=1e-9) and ("decode and prefill disagree" in found.text) == decisive
+    decoded, *forced = [[body for body in engine.bodies if ("prompt_logprobs" in body) == back] for back in (False, True)]
+    assert len(decoded) == 10 and len(forced[0]) == 20 and len({body["cache_salt"] for body in forced[0]}) == 20
+    assert all(body["temperature"] == 1.0 and body["repetition_penalty"] == 1.0 for body in engine.bodies), "reports are then plain logprobs in either mode"
+
+
 def test_an_engine_that_answers_nothing_usable_decides_nothing_and_an_absent_one_says_so() -> None:
     with serving(Engine(broken=True)) as url:
-        found = run("caching", url, PROMPTS, limit_nats=LIMIT)
-    assert not found.decisive and found.prompts == 0 and "nothing can be said" in found.text
+        tried = [run(name, url, PROMPTS, limit_nats=LIMIT) for name in EXPERIMENTS]
+    assert not any(found.decisive or found.prompts for found in tried) and all("nothing can be said" in found.text for found in tried)
     with pytest.raises(Unavailable, match="no engine answers"):
         run("caching", url, PROMPTS, limit_nats=LIMIT)
 
@@ -142,7 +166,7 @@ def test_a_decisive_experiment_makes_sure_what_leads_already_and_names_nothing_n
     finding = replace(FINDING, decisive=decisive)
     found = with_findings(verdict(cause), [finding])
     assert (found.verdict, found.confident, found.causes[0].evidence) == (cause, sure, ("experiment caching: …", "residual"))
-    assert with_findings(replace(found, causes=()), [finding]).causes == () and set(EXPERIMENTS) == {"caching", "batch"}
+    assert with_findings(replace(found, causes=()), [finding]).causes == () and set(EXPERIMENTS) == {"caching", "batch", "self_score"}
 
 
 @pytest.mark.parametrize(("leads", "sure", "stale", "named"), [
@@ -184,6 +208,12 @@ def test_what_an_experiment_saw_reaches_the_incident_and_one_that_cannot_be_made
     assert found.confident and found.causes[0].evidence[0].startswith("experiment caching: next token of 10 recent prompts")
     assert told(url) == []
     assert [kind for kind, _ in said] == ["experiment", "experiment_failed"] and "no engine answers" in said[1][1]
+
+
+def test_an_experiment_that_confirms_no_cause_is_evidence_alone() -> None:
+    finding = replace(FINDING, name="self_score", text="experiment self_score: …")
+    found = with_findings(verdict("engine_numerics", rivals={"healthy": 0.12, "stale_prefix_cache": 0.05}), [finding])
+    assert (found.verdict, found.confident, found.causes[0].evidence[0]) == ("engine_numerics", False, finding.text)
 
 
 def test_the_requests_of_an_experiment_are_counted_and_reach_no_statistic() -> None:

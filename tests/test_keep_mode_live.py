@@ -128,8 +128,8 @@ def test_the_caching_experiment_tells_a_stale_prefix_cache_from_a_reset_one(run:
     rng = np.random.default_rng(2)
     prompts = [[1, *rng.integers(300, 20_000, 90).tolist()] for _ in range(8)]
 
-    def tried() -> Finding:
-        return experiment("caching", str(run.client.base_url), prompts, limit_nats=0.004 if engine_dtype() == "float32" else 0.06)
+    def tried(name: str = "caching") -> Finding:
+        return experiment(name, str(run.client.base_url), prompts, limit_nats=0.004 if engine_dtype() == "float32" else 0.06)
 
     run.post("/pause", params={"mode": "wait", "clear_cache": "true"})
     run.load(BASE, "1")
@@ -139,9 +139,10 @@ def test_the_caching_experiment_tells_a_stale_prefix_cache_from_a_reset_one(run:
     run.post("/pause", params={"mode": "wait", "clear_cache": "false"})
     run.load(run.other, "2")
     run.post("/resume")
-    stale = tried()
+    stale, decoded = tried(), tried("self_score")
     run.post("/reset_prefix_cache")
-    reset = tried()
+    reset, anew = tried(), tried("self_score")
     assert (healthy.decisive, reset.decisive) == (False, False), (healthy.text, reset.text)
     assert stale.difference_nats > 3 * reset.difference_nats, (stale.text, reset.text)
-    assert stale.decisive or engine_dtype() != "float32", stale.text
+    assert decoded.prompts == 8 and decoded.difference_nats > 3 * anew.difference_nats and not anew.decisive, (decoded.text, anew.text)
+    assert (stale.decisive and decoded.decisive) or engine_dtype() != "float32", (stale.text, decoded.text)

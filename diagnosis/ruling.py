@@ -36,7 +36,7 @@ def decide(bench: Bench, field: Sequence[Prediction], floor_nats: float, part: P
     """Which prediction explains the tokens, and how sure that is. `field` starts with healthy; `part`: healthy but for that."""
     sheet, config = bench.sheet, bench.config
     healthy = field[0]
-    leader = min(field, key=lambda one: sheet.residual(one.values_N))
+    leader = _one_where_two_add_nothing(bench, field, min(field, key=lambda one: sheet.residual(one.values_N)))
     over_healthy = sheet.contrast(healthy.values_N, leader.values_N)
     if not beats(over_healthy, config):
         leader = healthy
@@ -65,6 +65,13 @@ def decide(bench: Bench, field: Sequence[Prediction], floor_nats: float, part: P
         doubts.append("not sure: the two halves of the rollouts disagree about the parameter")
     sure = (residual <= limit or leader.pinned) and not doubts and tie.sure and not _undeclared(bench, leader)
     return Ruling(cause=leader.cause, confident=sure, why=(*why, *doubts, *_undeclared(bench, leader)), parameters=leader.parameters)
+
+
+def _one_where_two_add_nothing(bench: Bench, field: Sequence[Prediction], leader: Prediction) -> Prediction:
+    """Of a pair that leads, the fault that tells the tokens as well alone, if one does."""
+    alone = [one for one in field if leader.second and not one.second and one.cause in (leader.cause, leader.second)]
+    best = min(alone, key=lambda one: bench.sheet.residual(one.values_N), default=leader)
+    return leader if beats(bench.sheet.contrast(best.values_N, leader.values_N), bench.config) else best
 
 
 def _rule_healthy(bench: Bench, field: Sequence[Prediction], residual: float, limit: float, floor_nats: float) -> Ruling:

@@ -28,7 +28,7 @@ def alerts_router(alerts: Alerts, *, token: str | None, verdict: Callable[[str, 
     """GET /v1/incidents/open, /v1/incidents/{id}, /v1/silences, /v1/messages/unsent and /v1/verdict; POST /v1/incidents/{id}/ack, /v1/silences
     and /v1/messages/{id}/resend; DELETE /v1/silences/{id}. A mistake answers 400 with {"error": text}, a missing token 401, a browser 403."""
     router = APIRouter()
-    _add_reads(router, alerts, verdict, clock)
+    add_reads(router, alerts, verdict, clock)
 
     @router.post("/v1/incidents/{incident}/ack")
     async def acknowledge(incident: str, request: Request) -> Response:
@@ -61,7 +61,7 @@ def alerts_router(alerts: Alerts, *, token: str | None, verdict: Callable[[str, 
     return router
 
 
-def _add_reads(router: APIRouter, alerts: Alerts, verdict: Callable[[str, float], Verdict], clock: Callable[[], float]) -> None:
+def add_reads(router: APIRouter, alerts: Alerts, verdict: Callable[[str, float], Verdict], clock: Callable[[], float]) -> None:
     @router.get("/v1/incidents/open")
     def open_incidents(limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> Response:
         return JSONResponse(alerts.desk.open_incidents(limit))

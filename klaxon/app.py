@@ -35,6 +35,7 @@ from klaxon.ingest import Ingest, ingest_router
 from klaxon.live import Live
 from klaxon.outsiders import OutsidersNeedTheToken
 from klaxon.probe import EngineProbe
+from klaxon.sealed import keep_status
 from klaxon.serving import servers, serving
 from klaxon.shadow import Shadow
 from klaxon.taps import TapBook
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from klaxon.shadow_views import ShadowViews
 
 log = logging.getLogger("klaxon")
-HEARTBEAT_SECONDS, METRICS_SECONDS, ALERTS_SECONDS = 5.0, 2.0, 15.0
+HEARTBEAT_SECONDS, METRICS_SECONDS, ALERTS_SECONDS, STATUS_SECONDS = 5.0, 2.0, 15.0, 60.0
 RETENTION_SECONDS = 3600.0
 
 
@@ -188,11 +189,20 @@ class Daemon:
         self.counts.update(taken)
         return dict(taken)
 
+    def keep_status(self) -> None:
+        """Leave the status beside the store, for those who open the files later."""
+        try:
+            keep_status(Path(self.config.run.dir), self.live.status())
+        except Unavailable as error:
+            self.counts["store_errors"] += 1
+            log.error("%s", error)
+
     def chores(self) -> list[tuple]:
         """What APScheduler runs, and how often."""
         store_config = self.config.store
         chores = [
             ("heartbeat", self.live.beat, HEARTBEAT_SECONDS),
+            ("status", self.keep_status, STATUS_SECONDS),
             ("metrics", self.trainer.poll_metrics, METRICS_SECONDS),
             ("alerts", lambda: self.alerts.tick(time.time()), ALERTS_SECONDS),
             ("checkpoint", self.store.checkpoint, store_config.checkpoint_seconds),
@@ -264,6 +274,7 @@ async def serve(config: Config) -> None:
         daemon.say("daemon", f"Klaxon watches run {config.run.name}", {})
         await stopping.wait()
         daemon.say("daemon", "Klaxon stops", {})
+        daemon.keep_status()
 
 
 def _stop_thread(thread: Worker | Watch) -> None:

@@ -15,7 +15,7 @@ COMMANDS = {
     "preflight": "klaxon.commands.preflight", "compare-engines": "klaxon.commands.compare_engines",
     "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",
     "detect": "klaxon.commands.detect", "replay": "klaxon.commands.replay", "backtest": "klaxon.commands.backtest",
-    "export": "klaxon.commands.export", "status": "klaxon.commands.status",
+    "export": "klaxon.commands.export", "serve": "klaxon.commands.serve", "status": "klaxon.commands.status",
     "incidents": "klaxon.commands.incidents", "explain": "klaxon.commands.explain", "ack": "klaxon.commands.ack",
     "silence": "klaxon.commands.silence",
     "rebaseline": "klaxon.commands.rebaseline", "quarantine": "klaxon.commands.quarantine",

@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from collector.store import Store
@@ -119,3 +122,59 @@ def test_the_alarm_says_what_it_is_worth_and_which_rollouts_it_taints(played, tm
     worth = incident["diagnosis"]["impact"]
     assert worth["gradient_after"]["uncorrected"]["relative_bias"] > worth["gradient_after"]["tis"]["relative_bias"] > 0
     assert "policy gradient off by" in (folder / "received.jsonl").read_text()
+
+
+@pytest.fixture
+def serve():
+    started = []
+
+    def start(*arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        process = subprocess.Popen([sys.executable, "-m", "klaxon", "serve", *map(str, arguments), "--port", str(port)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process, f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_the_files_of_the_run_are_served_without_its_daemon_and_nothing_in_them_changes(played, serve):
+    _, story, folder, _ = played
+    before = {path.name: path.read_bytes() for path in (folder / "state").iterdir() if path.is_file() and path.suffix != ".lock"}
+    process, url = serve("--read-only", folder / "state")
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            status = httpx.get(f"{url}/v1/status", trust_env=False).json()
+            break
+        except httpx.TransportError:
+            time.sleep(0.1)
+    assert process.poll() is None, process.communicate()[1]
+    assert status["sealed"] and status["run"] == "v0-to-v1" and status["counts"]["scored"] == story["rollouts_scored"]
+    incident, = httpx.get(f"{url}/v1/incidents", trust_env=False).json()
+    assert incident["state"] == "resolved" and httpx.get(f"{url}/v1/incidents/{incident['id']}", trust_env=False).json()["decisions"]
+    assert len(httpx.get(f"{url}/v1/series", trust_env=False).content) > 1000
+    refused = httpx.post(f"{url}/v1/silences", json={"author": "me", "reason": "x", "match": {}}, trust_env=False)
+    assert refused.status_code == 403 and "nothing can be changed" in refused.json()["error"]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) in (0, 130)
+    assert {path.name: path.read_bytes() for path in (folder / "state").iterdir() if path.name in before} == before
+
+
+def test_what_cannot_be_served_says_why(played, serve, tmp_path):
+    from alerts.lock import StateLock
+
+    _, _, folder, _ = played
+    lock = StateLock(folder / "state" / "control.sqlite")
+    try:
+        for arguments, words in ((["--read-only", folder / "state"], "is in use by another process"), ([folder / "state"], "--read-only: is missing"),
+                                 (["--read-only", tmp_path], "holds no klaxon.duckdb"), (["--read-only", folder / "state", "--host", "0.0.0.0"], "reachable from outside")):
+            process, _ = serve(*arguments)
+            told = process.communicate(timeout=120)[1]
+            assert process.returncode == 2 and words in told and "Traceback" not in told, told
+    finally:
+        lock.release()

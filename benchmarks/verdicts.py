@@ -108,6 +108,12 @@ class Case:
         return [within[i:i + count] for i in range(0, len(within) - count + 1, count)][:max(self.options.groups, MOST_SMALL)]
 
 
+def truth_of(case: Case, group: Sequence[Any]) -> list[str]:
+    """What is true of these rollouts: record.py swaps the prompts of every eighth, so a small group can hold none."""
+    swapped = any(int(one.request_id.rpartition("-")[2]) % 8 == 3 for one in group)
+    return list(case.truth) if case.name != "swapped" or swapped else ["healthy"]
+
+
 def judged(case: Case, done: set[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
     """A line a group that is not done yet."""
     from diagnosis.compete import diagnose
@@ -124,7 +130,7 @@ def judged(case: Case, done: set[tuple[str, int, int]]) -> Iterator[dict[str, An
             verdict = diagnose(group, shared, versions=case.versions, config=DiagnosisConfig())
             spent, asked, tokens = time.process_time() - began, shared.tokens - before, sum(one.n_tokens for one in group)
             first = verdict.causes[0]
-            yield {"case": case.name, "real": case.real, "truth": list(case.truth), "size": size, "group": index, "tokens": tokens, "verdict": verdict.verdict,
+            yield {"case": case.name, "real": case.real, "truth": truth_of(case, group), "size": size, "group": index, "tokens": tokens, "verdict": verdict.verdict,
                    "confident": verdict.confident, "residual": first.residual_nats, "floor": verdict.floor_nats, "parameters": dict(first.parameters),
                    "why": list(first.evidence[:4]), "scored_times": round(asked / tokens, 2),
                    "seconds": round(spent, 2) if number == 0 else None, "one_score_seconds": plain and round(plain, 2), "trainer": case.options.trainer}

@@ -21,9 +21,10 @@ PAGES = (
 _NO_DIMMING = "<style>[data-stale='true'] { opacity: 1 !important; transition: none !important; }</style>"
 
 _folder = Path(__file__).parent / "pages"
-_pages = {name: st.Page(_folder / f"{name}.py", title=title, icon=icon, url_path=name, default=name == PAGES[0][0])
+_pages = {name: st.Page(_folder / f"{name}.py", title=title, icon=icon, url_path="" if name == PAGES[0][0] else name, default=name == PAGES[0][0])
           for name, title, icon in PAGES if (_folder / f"{name}.py").is_file()}
-_chosen = st.navigation(list(_pages.values()), position="top")
+_named = st.Page(_folder / f"{PAGES[0][0]}.py", title=PAGES[0][1], url_path=PAGES[0][0], visibility="hidden")  # Streamlit gives a default page no address but /
+_chosen = st.navigation([*_pages.values(), _named], position="top")
 st.set_page_config(page_title=f"{_chosen.title} · Klaxon", page_icon=_BELL, layout="wide")
 st.html(_NO_DIMMING)
 place.enter(_pages, _chosen.title)

@@ -30,7 +30,7 @@ def safely(draw: Callable[..., None], *arguments: Any) -> None:
                    "The dashboard's log has the details.", icon=":material/build:")
 
 
-def plot(chart: charts.Chart) -> None:
+def plot(chart: charts.Chart, specification: Callable[[charts.Look], dict[str, Any]] = charts.specification) -> None:
     """A chart in its frame: title, one sentence of what it shows, and what to do while there is nothing to draw."""
     with st.container(border=True, key=f"chart-{chart.name}"):
         st.markdown(f"**{chart.title}**")
@@ -38,5 +38,5 @@ def plot(chart: charts.Chart) -> None:
         if chart.empty:
             st.markdown(f":material/hourglass_empty: {words.plain(chart.empty)}")
         else:
-            st.vega_lite_chart(chart.rows, charts.specification(chart.look), width="stretch", key=f"plot-{chart.name}",
+            st.vega_lite_chart(chart.rows, specification(chart.look), width="stretch", key=f"plot-{chart.name}",
                                alt=f"{chart.title}: {chart.help}")

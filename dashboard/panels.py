@@ -25,7 +25,7 @@ EVENTS_SHOWN = 40
 def band(shot: Snapshot | None, problem: str, api: str) -> None:
     """The verdict in one coloured band: word, icon and colour say the same."""
     if problem:
-        verdict = _disconnected(shot, problem, api)
+        verdict = disconnected(shot, problem, api)
     else:
         verdict = words.verdict(shot.status, shot.incidents)
     box, icon = BANDS[verdict.tone]
@@ -40,7 +40,8 @@ def band(shot: Snapshot | None, problem: str, api: str) -> None:
             f"false alarms within {plain(status.get('budget', 'no stated budget'))}", f"as of {clock(now, now=now)}"]))
 
 
-def _disconnected(shot: Snapshot | None, problem: str, api: str) -> words.Verdict:
+def disconnected(shot: Snapshot | None, problem: str, api: str) -> words.Verdict:
+    """What to do while the daemon does not answer."""
     seen = ""
     if shot is not None:
         now = float(shot.status.get("now") or 0)

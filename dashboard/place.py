@@ -34,6 +34,11 @@ def enter(pages: Mapping[str, Any], page: str) -> None:
     st.session_state[_KEPT] = {"page": page, **_said()}
 
 
+def exists(page: str) -> bool:
+    """Is there a page of this name to link to?"""
+    return page in st.session_state.get(_PAGES, {})
+
+
 def window() -> str:
     """The time range, a key of WINDOWS."""
     said = st.query_params.get("window", DEFAULT_WINDOW)

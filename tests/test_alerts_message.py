@@ -40,7 +40,7 @@ Do next
 vllm serve MODEL --logprobs-mode processed_logprobs
 Runbook
 klaxon runbook raw_logprobs
-Dashboard (http://127.0.0.1:8501) · Sent because the cause is now known. False-alarm budget: 1 per 30 days; \
+Dashboard (http://127.0.0.1:8501/incident?incident=inc_1) · Sent because the cause is now known. False-alarm budget: 1 per 30 days; \
 a healthy run crosses this threshold no more often than that. · inc_1"""
 
 FACT_IN_TEXT = """\

@@ -42,21 +42,21 @@ def streams(found: Dossier) -> Chart:
     table = found.evidence[found.evidence["log_share"].notna()] if "log_share" in found.evidence else found.evidence
     leading = {str(drift.get("stream")) for drift in found.incident.get("drifts") or ()}
     ranked = table.sort_values("log_share", ascending=False).head(MOST) if len(table) else table
-    look = Look(y_title="evidence at the alarm, ln (weight × e-value)", series=(("alarm's own", VERMILLION, False), ("others", GREY, False), ("alarm ln A", ORANGE, True)))
-    rows = [_bar(i, str(row.stream), row.log_share, "alarm's own" if str(row.stream) in leading else "others", stream_meaning(str(row.stream)))
+    look = Look(y_title="evidence, natural log", series=(("alarm's", VERMILLION, False), ("others", GREY, False), ("ln A", ORANGE, True)))
+    rows = [_bar(i, str(row.stream), row.log_share, "alarm's" if str(row.stream) in leading else "others", stream_meaning(str(row.stream)))
             for i, row in enumerate(ranked.itertuples(index=False))]
-    return _chart("streams", "Evidence per stream", "What each test had gathered against the run when the alarm rang; one stream at the dashed line is enough to ring.",
-                  look, rows + _limit(found.shot.status.get("ln_a"), "alarm ln A"), empty="No stream of evidence was stored around this incident: hard facts need none.")
+    return _chart("streams", "Evidence per stream", "What each test had gathered against the run when the alarm rang: ln (weight × e-value). One stream at the dashed line, ln A, is enough to ring.",
+                  look, rows + _limit(found.shot.status.get("ln_a"), "ln A"), empty="No stream of evidence was stored around this incident: hard facts need none.")
 
 
 def slices(found: Dossier, key: str, title: str) -> Chart:
     """Mean |d| of the values of one slice key, before the change and since."""
     table = found.slices[key]
-    look = Look(y_title="mean |log q − log p| per token, nats", series=(("since the change", BLUE, False), ("before", ORANGE, False), ("floor", GREEN, True)))
+    look = Look(y_title="mean |log q − log p| per token, nats", series=(("since", BLUE, False), ("before", ORANGE, False), ("floor", GREEN, True)))
     numbers = {period: dict(zip(map(_value, part[key]), part["mean_abs_d"], strict=True)) for period, part in table.groupby("period")} if len(table) else {}
     after, before = numbers.get("since", {}), numbers.get("before", {})
     ranked = sorted((name for name in after if _real(after[name])), key=lambda name: -after[name])[:MOST]
-    rows = [_bar(i, name, after[name], "since the change", f"before {number(before.get(name))} nats") for i, name in enumerate(ranked)]
+    rows = [_bar(i, name, after[name], "since", f"before {number(before.get(name))} nats") for i, name in enumerate(ranked)]
     ticks = [{**_bar(i, name, before[name], "before", "before the change"), "row": "tick"} for i, name in enumerate(ranked) if _real(before.get(name))]
     return _chart(f"slices-{key}", title, "The mean mismatch since the change (bar) beside what it was before (mark): where only some bars grew, the fault is there.",
                   look, rows + ticks + _limit((found.incident.get("diagnosis") or {}).get("floor_nats"), "floor"), empty="No token was scored since the change.")
@@ -77,7 +77,7 @@ def specification(look: Look) -> dict[str, Any]:
 
     layers = [
         layer("bar").mark_bar(cornerRadiusEnd=3, size=15).encode(x=x, y=y, color=colour, tooltip=hover),
-        layer("bar").mark_text(align="left", dx=4, fontSize=11, color=GREY).encode(x=x, y=y, text="label:N"),
+        layer("bar").mark_text(align="left", dx=4, fontSize=11).encode(x=x, y=y, text="label:N"),
         layer("tick").mark_tick(thickness=3, size=20).encode(x=x, y=y, color=colour, tooltip=hover),
         layer("limit").mark_rule(strokeWidth=1.8, strokeDash=[6, 4]).encode(x=x, color=colour, tooltip=hover[1:2]),
     ]
@@ -91,7 +91,7 @@ def specification(look: Look) -> dict[str, Any]:
 def _bar(order: int, name: str, value: float, series: str, text: str) -> dict[str, Any]:
     short = name if len(name) <= LONGEST_NAME else f"{name[:12]}…{name[-LONGEST_NAME + 13:]}"
     return {"row": "bar", "name": short, "value": value, "series": series, "text": f"{name}: {text}" if short != name else text, "order": order,
-            "label": number(value)}
+            "label": number(value) if value >= 0 else ""}
 
 
 def _limit(value: Any, label: str) -> list[dict[str, Any]]:

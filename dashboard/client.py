@@ -39,6 +39,7 @@ class Snapshot:
     series: pd.DataFrame
     evidence: pd.DataFrame  # newest row of each stream
     metrics: dict[str, pd.DataFrame] = field(default_factory=dict)  # "clip", "reward", … → rows of one metric
+    silences: list[dict[str, Any]] = field(default_factory=list)  # in force and to come
     start: float = 0.0  # UTC seconds of the window's left edge
     end: float = 0.0
 
@@ -65,7 +66,7 @@ def snapshot(client: httpx.Client, *, window_seconds: float | None, max_points: 
         events=ask_json(client, "/v1/events", limit=400, **({} if start is None else {"since": start})),
         weights=ask_json(client, "/v1/weights", limit=400), evidence=ask_table(client, "/v1/evidence", latest="true"),
         metrics=_trainer_metrics(client, max_points=max_points, **span),
-        start=left, end=now)
+        silences=_silences(client), start=left, end=now)
 
 
 def signals(client: httpx.Client) -> list[dict[str, str]]:
@@ -76,6 +77,14 @@ def signals(client: httpx.Client) -> list[dict[str, str]]:
 def signal_series(client: httpx.Client, name: str, *, start: float | None, max_points: int = 240) -> pd.DataFrame:
     """closed_at, NAME, NAME:min, NAME:max over the window. Raises: Disconnected."""
     return ask_table(client, "/v1/series", signal=name, max_points=max_points, **({} if start is None else {"start": start}))
+
+
+def _silences(client: httpx.Client) -> list[dict[str, Any]]:
+    """Silences in force and to come; a read API without alerts has none."""
+    try:
+        return ask_json(client, "/v1/silences")
+    except Disconnected:
+        return []
 
 
 def _left_edge(series: pd.DataFrame, start: float | None, now: float) -> float:

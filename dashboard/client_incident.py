@@ -52,10 +52,13 @@ def dossier(client: httpx.Client, named: str) -> Dossier:
     status = ask_json(client, "/v1/status")
     now = float(status.get("now") or 0.0)
     start, end = around(incident, now=now, batch_seconds=float(status.get("batch_seconds") or 0.0))
+    series = ask_table(client, "/v1/series", max_points=POINTS, start=start, end=end)
+    if len(series):  # a run younger than the margin
+        start = max(start, float(series["closed_at"].iloc[0]) - 0.02 * (end - start))
     events = ask_json(client, "/v1/events", since=start, limit=MOST_EVENTS)
     shot = Snapshot(
         status=status, incidents=[], weights=[], evidence=pd.DataFrame(), start=start, end=end,
-        events=[event for event in events if event["at"] <= end], series=ask_table(client, "/v1/series", max_points=POINTS, start=start, end=end))
+        events=[event for event in events if event["at"] <= end], series=series)
     opened, began = float(incident.get("opened_at") or now), since(incident) or now
     return Dossier(
         incident=incident, shot=shot, now=now, silences=_silences(client, incident), runbook=_runbook(client, incident),

@@ -24,7 +24,7 @@ def headline(found: Dossier) -> None:
     state = str(incident.get("state") or "firing")
     box, _ = BANDS[TONES.get(state, "bad")]
     with st.container(key=f"state-{state}"):
-        box(f"## {plain(incident.get('title', 'Incident'))}\n\n**{plain(story.where(incident))}** · since {story.when(incident, now=now)}\n\n"
+        box(f"## {plain(incident.get('title', 'Incident'))}\n\n**{plain(story.where(incident))}** · {story.when(incident, now=now)}\n\n"
             f"{plain(story.state(incident, now=now))}", icon=ICONS.get(state, ":material/notifications_active:"))
     diagnosis = incident.get("diagnosis") or {}
     with st.container(horizontal=True, gap="small"):
@@ -61,7 +61,7 @@ def next_step(found: Dossier) -> None:
             with st.expander(f"Runbook: {plain(found.runbook['name'])}", icon=":material/menu_book:"):
                 st.markdown(str(found.runbook["text"]).replace("\n## ", "\n##### ").replace("# ", "##### ", 1))  # the product's own text
         else:
-            st.caption("No runbook: nothing is known about the cause yet. `klaxon runbook` lists what there is.")
+            st.caption("No runbook opens here: the cause is not known yet, or none is written. `klaxon runbook` lists what there is.")
 
 
 def why(found: Dossier) -> None:

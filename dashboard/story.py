@@ -22,16 +22,16 @@ def where(incident: Mapping[str, Any]) -> str:
 
 
 def when(incident: Mapping[str, Any], *, now: float) -> str:
-    """The interval in which the fault began, and how long ago."""
+    """When the fault began, as an interval where it is one, and how long ago."""
     began = since(incident)
     if began is None:
-        return "at an unknown time"
+        return "since an unknown time"
     span = incident.get("since") or [began, began]
     over = incident.get("resolved_at")
-    length = f"lasted {duration(over - began)}" if over else f"{duration(now - began)} ago"
+    length = f"it lasted {duration(over - began)}" if over else f"{duration(now - began)} ago"
     if incident.get("fault") not in (None, "mismatch") or round(span[0]) == round(span[1]):
-        return f"{clock(began, now=now)} ({length})"
-    return f"between {clock(span[0], now=now).removesuffix(' UTC')} and {clock(span[1], now=now)} ({length})"
+        return f"since {clock(began, now=now)} ({length})"
+    return f"began between {clock(span[0], now=now).removesuffix(' UTC')} and {clock(span[1], now=now)} ({length})"
 
 
 def owner(incident: Mapping[str, Any]) -> str | None:

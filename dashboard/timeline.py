@@ -13,7 +13,8 @@ from dashboard.client_incident import Dossier
 
 def timeline(found: Dossier) -> charts.Chart:
     """The chart at the head of the incident's page."""
-    drawn = charts.mismatch(replace(found.shot, events=[*found.shot.events, *deeds(found)]))
+    floor = (found.incident.get("diagnosis") or {}).get("floor_nats") or found.shot.status.get("floor_nats")
+    drawn = charts.mismatch(replace(found.shot, status={**found.shot.status, "floor_nats": floor}, events=[*found.shot.events, *deeds(found)]))
     span = found.incident.get("since")
     rows = drawn.rows
     if isinstance(span, list) and len(span) == 2:

@@ -55,16 +55,23 @@ def _choose(known: list[dict[str, Any]], chosen: str | None) -> None:
                  on_change=lambda: place.go(incident=st.session_state["incident-choice"]), label_visibility="collapsed")
 
 
-@st.fragment(run_every=CHARTS_SECONDS)
-def _story(incident: str) -> None:
-    """Everything that is read, anew every few seconds."""
+@st.fragment(run_every=REFRESH_SECONDS)
+def _head(incident: str) -> None:
+    """What, where, since when, who has it."""
     found, problem = _look(incident)
     if problem:
         _say("disconnected", st.warning, ":material/cloud_off:", "Disconnected", disconnected(None, problem, api_url()).text
              + ("" if found is None else f"\n\nWhat stands below is from {clock(found.now, now=found.now)} and is no longer true for sure."))
+    if found is not None:
+        safely(panels.headline, found)
+
+
+@st.fragment(run_every=CHARTS_SECONDS)
+def _story(incident: str) -> None:
+    """What to do, and why: drawn anew every few seconds."""
+    found, _ = _look(incident)
     if found is None:
         return
-    safely(panels.headline, found)
     safely(panels.next_step, found)
     safely(panels.chart, found)
     safely(panels.why, found)
@@ -77,8 +84,21 @@ def _story(incident: str) -> None:
         safely(panels.history, found)
 
 
+def _exists(incident: str) -> bool:
+    """False, and said, where the daemon knows no such incident; a daemon that does not answer is left to the page's parts."""
+    try:
+        _dossier(api_url(), incident)
+    except Refused as error:
+        _say("unknown", st.warning, ":material/search_off:", "No such incident", f"The daemon says: {plain(error)}.\n\nChoose one from the list above, or see "
+             "**Now**. A link from another run belongs to that run's dashboard; incidents older than the newest 50 are found by their id alone.")
+        return False
+    except Exception:
+        return True
+    return True
+
+
 def _look(incident: str) -> tuple[Dossier | None, str]:
-    """The newest dossier, or the last one that came and why there is no newer; an unknown incident says so itself."""
+    """The newest dossier, or the last one that came and why there is no newer."""
     key = "last-dossier"
     before = st.session_state.get(key)
     before = before if before is not None and before.incident.get("id") == incident else None
@@ -87,13 +107,9 @@ def _look(incident: str) -> tuple[Dossier | None, str]:
         return st.session_state[key], ""
     except Disconnected as error:
         return before, str(error)
-    except Refused as error:
-        _say("unknown", st.warning, ":material/search_off:", "No such incident", f"The daemon says: {plain(error)}.\n\nChoose one from the list above, or see "
-             "**Now**. A link from another run belongs to that run's dashboard; incidents older than the newest 50 are found by their id alone.")
     except Exception:  # the page must stay readable whatever the daemon answers; the log keeps the details
         log.exception("the incident could not be read")
         return before, UNREADABLE
-    return None, ""
 
 
 def _nothing(problem: str) -> None:
@@ -118,20 +134,20 @@ def _wait() -> None:
 def _act(incident: str) -> None:
     """Take it, or have quiet. Not drawn anew by itself: what is being typed stays."""
     said = st.session_state.pop("incident-said", None)
-    left, right = st.columns(2, gap="medium")
-    with left, st.form("acknowledge", border=True):
-        st.markdown("**Acknowledge**: I have it. No repeats and no escalation; those who were told hear who has it.")
-        author = st.text_input("Your name", key="ack-author", max_chars=60)
-        reason = st.text_input("What you are doing about it", key="ack-reason", max_chars=200)
-        if st.form_submit_button("Acknowledge", icon=":material/person_check:", type="primary"):
-            _do("Acknowledged", author, reason, lambda who, why: acknowledge(connection(api_url()), incident, author=who, reason=why))
-    with right, st.form("silence", border=True):
-        st.markdown("**Silence**: tell nobody about this fault for a while. It is still watched and recorded.")
-        author = st.text_input("Your name", key="silence-author", max_chars=60)
-        reason = st.text_input("Why", key="silence-reason", max_chars=200)
-        length = st.selectbox("For", LENGTHS, index=2, key="silence-length")
-        if st.form_submit_button("Silence", icon=":material/notifications_off:"):
-            _do("Silenced", author, reason, lambda who, why: silence(connection(api_url()), incident, length=length, author=who, reason=why))
+    with st.container(horizontal=True, gap="small", key="act"):
+        with st.popover("Acknowledge", icon=":material/person_check:", type="primary"), st.form("acknowledge", border=False):
+            st.markdown("**I have it.** No repeats and no escalation; those who were told hear who has it.")
+            author = st.text_input("Your name", key="ack-author", max_chars=60)
+            reason = st.text_input("What you are doing about it", key="ack-reason", max_chars=200)
+            if st.form_submit_button("Acknowledge", icon=":material/person_check:", type="primary"):
+                _do("Acknowledged", author, reason, lambda who, why: acknowledge(connection(api_url()), incident, author=who, reason=why))
+        with st.popover("Silence", icon=":material/notifications_off:"), st.form("silence", border=False):
+            st.markdown("**Tell nobody** about this fault for a while. It is still watched and recorded.")
+            author = st.text_input("Your name", key="silence-author", max_chars=60)
+            reason = st.text_input("Why", key="silence-reason", max_chars=200)
+            length = st.selectbox("For", LENGTHS, index=2, key="silence-length")
+            if st.form_submit_button("Silence", icon=":material/notifications_off:"):
+                _do("Silenced", author, reason, lambda who, why: silence(connection(api_url()), incident, length=length, author=who, reason=why))
     if said:
         with st.container(key="said"):
             st.success(plain(said), icon=":material/check_circle:")
@@ -166,6 +182,7 @@ if _incidents:
     _choose(_incidents, _incident)
 if _incident is None:
     _wait()
-else:
-    _story(_incident)
+elif _exists(_incident):
+    _head(_incident)
     _act(_incident)
+    _story(_incident)

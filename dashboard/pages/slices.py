@@ -33,23 +33,31 @@ UNSCORED = {0: "Tier 0 has no trainer logprobs to compare with: set [weights] fo
 
 
 def _slice() -> dict[str, str]:
-    """The slice in the page's address; the address is the only memory, so that a link shows what was looked at."""
+    """The slice in the page's address, which is the only memory, so that a link shows what was looked at.
+
+    A callback leaves its choice for the run that follows: an address set in a callback reaches the browser one run late.
+    """
+    if (text := st.session_state.pop("slice_next", None)) is not None:
+        if text:
+            st.query_params["slice"] = text
+        elif "slice" in st.query_params:
+            del st.query_params["slice"]
     return slice_words.read(st.query_params.get("slice"))
 
 
-def _choose(text: str | None) -> None:
-    if text:
-        st.query_params["slice"] = text
-    elif "slice" in st.query_params:
-        del st.query_params["slice"]
+def _choose(text: str | None, *, afresh: bool = True) -> None:
+    """Look at this slice from the next run on; `afresh`: what was clicked in the charts before is forgotten, and can be clicked again."""
+    st.session_state["slice_next"] = text or ""
+    if afresh:
+        st.session_state["slice_round"] = st.session_state.get("slice_round", 0) + 1
 
 
 def _clicked(key: str) -> None:
-    """A mark was clicked: its slice replaces the one of the same key; a click on nothing, or on what is chosen, takes it away."""
+    """A mark was clicked: its slice replaces the one of the same key. A click beside the marks changes nothing."""
     picked = ((st.session_state.get(key) or {}).get("selection") or {}).get("pick") or []
     found = slice_words.read(str(picked[0].get("slice", "")) if picked else "")
-    now = _slice()
-    _choose(slice_words.write({name: value for name, value in {**now, **found}.items() if not (now.get(name) == value and name in found)} if found else now))
+    if found:
+        _choose(slice_words.write({**_slice(), **found}), afresh=False)
 
 
 def _boxed() -> None:
@@ -101,7 +109,9 @@ def _filter(slice_: Mapping[str, str], whole: pd.DataFrame | None) -> None:
                  format_func=lambda text: slice_words.say(slice_words.read(text)), label_visibility="collapsed",
                  help="Every other chart shows this slice alone; the address of the page keeps it")
     if slice_:
-        st.markdown(f":material/filter_alt: Only **{plain(slice_words.say(slice_))}**. Charts of that key itself still show all its values.")
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f":material/filter_alt: Only **{plain(slice_words.say(slice_))}**. Charts of that key itself still show all its values.", width="content")
+            st.button("Show everything", key="slice_off", icon=":material/filter_alt_off:", on_click=_choose, args=("",), type="tertiary")
 
 
 def _replicas(table: pd.DataFrame | None, seen: Seen, slice_: Mapping[str, str]) -> None:
@@ -195,14 +205,14 @@ def _in_turn(turns: pd.Series) -> dict[str, int]:
 
 
 def _plot(rows: pd.DataFrame, spec: dict[str, Any], name: str, alt: str) -> None:
-    key = f"plot-{name}"
+    key = f"plot-{name}-{st.session_state.get('slice_round', 0)}"
     st.vega_lite_chart(rows, spec, width="stretch", key=key, alt=alt, on_select=lambda: _clicked(key), selection_mode="pick")
 
 
 def _why_empty(seen: Seen, slice_: Mapping[str, str], *, together: bool = False) -> str:
     if together:
-        return (f"This is not kept for {slice_words.say(slice_)} together: environment, turn and probability are known of whole sampled rollouts, "
-                "position, cache and lag of tokens. Take the slice away to see it.")
+        return (f"Not known for {slice_words.say(slice_)}: environment, turn and probability are kept of whole rollouts; position, cache and lag of "
+                "tokens. Show everything to see it.")
     if slice_:
         return f"No token of {slice_words.say(slice_)} was scored in this window. Take the slice away, or look further back."
     return UNSCORED.get(seen.status.get("tier"), "No token was scored in this window yet: look further back, or see on Now what Klaxon waits for.")

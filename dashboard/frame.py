@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,3 +163,13 @@ def download(place: Any, rows: pd.DataFrame, name: str) -> None:
     place.download_button("CSV", data=lambda: rows.to_csv(index=False).encode(), file_name=f"klaxon-{name}.csv", mime="text/csv",
                        key=f"csv-{name}", on_click="ignore", type="tertiary", icon=":material/download:",
                        help="The numbers behind this chart; the picture (PNG) is in the toolbar at the chart's upper right corner")
+
+
+def tiles(cells: Iterable[tuple[str, str, str, str]]) -> None:
+    """(label, value, note, what it means) of the few numbers worth reading out on the phone."""
+    with st.container(horizontal=True, gap="small", key="tiles"):
+        for label, value, note, about in cells:
+            with st.container(border=True, width="stretch", gap=None):
+                st.caption(label, help=about)
+                st.markdown(f"### {words.plain(value)}", anchors=False)
+                st.caption(words.plain(note))

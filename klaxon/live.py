@@ -56,7 +56,7 @@ class Live:
             "scorer": self._scorer(), "weights": self._weights(), "counts": self._counts(),
             "populations": watch.populations(), "signals": watch.signals(), "staleness": watch.staleness(),
             "floor_nats": watch.floor_nats, "blind_spots": self._blind_spots(now),
-            "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes()},
+            "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes(), "free_bytes": daemon.store.free_bytes()},
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
             "alerts_delivered": daemon.alerts.delivered_count(), "receivers": daemon.alerts.receivers(now),
         }

@@ -16,7 +16,7 @@ MOST_BARS = 16
 @cache
 def bars(what: str, x_title: str) -> dict[str, Any]:
     """One bar a line, from 0 to 100 %, with its number at the end."""
-    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order"}, "axis": {"labelLimit": 190, "grid": False}}
+    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order"}, "axis": {"labelLimit": 170, "grid": False}}
     x = {"field": "value", "type": "quantitative", "title": x_title, "scale": {"domain": [0, 1], "clamp": True}, "axis": {"format": ".0%", "tickCount": 5}}
     hover = [{"field": "text", "type": "nominal", "title": what}, {"field": "value", "type": "quantitative", "format": ".3~%", "title": x_title},
              {"field": "n", "type": "quantitative", "format": ",.0f", "title": "tokens compared"},

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from collector.records import Incident
 from collector.sources.refusals import added
 from detectors.hardfacts import EngineSeen, Observation
+from klaxon.audit_view import audit_view
+from klaxon.band_view import band_view
 from klaxon.verdict import Seen, Verdict, judge
 
 if TYPE_CHECKING:
@@ -60,6 +62,14 @@ class Live:
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
             "alerts_delivered": daemon.alerts.delivered_count(), "receivers": daemon.alerts.receivers(now),
         }
+
+    def reference_band(self) -> dict[str, Any]:
+        """GET /v1/reference-band."""
+        return band_view(self._daemon.trainer.band)
+
+    def audit(self) -> dict[str, Any]:
+        """GET /v1/audit."""
+        return audit_view(self._daemon)
 
     @property
     def tier(self) -> int:

@@ -18,6 +18,7 @@ from collector.coverage import read_coverage
 from collector.errors import InputError
 from collector.records import Population
 from collector.store import Store
+from collector.throughput import read_throughput
 
 Time = Annotated[float | None, Query(allow_inf_nan=False, description="UTC seconds")]
 Name = Annotated[str | None, Query(max_length=512)]
@@ -26,7 +27,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 
 def slices_router(store: Store, live: Any) -> APIRouter:
-    """GET /v1/breakdown, /v1/coverage, /v1/reference-band and /v1/audit. A question that cannot be answered is 400 with {"error": text}."""
+    """GET /v1/breakdown, /v1/coverage, /v1/throughput, /v1/reference-band and /v1/audit. A question that cannot be answered is 400 with {"error": text}."""
     router = APIRouter()
 
     @router.get("/v1/breakdown")
@@ -48,6 +49,10 @@ def slices_router(store: Store, live: Any) -> APIRouter:
     @router.get("/v1/coverage")
     def coverage(start: Time = None, end: Time = None) -> Response:
         return _arrow(read_coverage(store, start=start, end=end))
+
+    @router.get("/v1/throughput")
+    def throughput(start: Time = None, end: Time = None, points: Annotated[int, Query(ge=1, le=breakdown.MAX_POINTS)] = 60) -> Response:
+        return _arrow(read_throughput(store, start=start, end=end, points=points))
 
     @router.get("/v1/reference-band")
     def reference_band() -> Response:

@@ -4,7 +4,7 @@ Everything is added up inside the store; what leaves it is at most MAX_ROWS rows
 the metric table defines (docs/metrics.md), and its standard error is clustered by rollout. Environment, turn and probability
 are not slices of a batch; they come from the sampled rollouts (breakdown_rollouts.py).
 
-A column of time is a window of equal seconds, not of equal batches: a heat map's cells are as wide as they say.
+A point is a window of equal seconds, not of equal batches: a heat map's cells are as wide as they say. A batch belongs where its middle is.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def read_breakdown(store: Store, asked: Asked) -> pa.Table:
         {_lag_tables(asked)}
         cells AS (
             SELECT {", ".join(f"{_column(key)} AS {key}" for key in asked.by)},
-                   floor((b.closed_at - ?) / ?) AS bucket, s.n_tokens, s.n_sequences,
+                   floor(((b.opened_at + b.closed_at) / 2 - ?) / ?) AS bucket, s.n_tokens, s.n_sequences,
                    {", ".join(f"list_extract(map_extract(s.sums, '{name}'), 1) AS {name}" for name in SUMS)}
             FROM slices s JOIN spans b USING (t) {_lag_joins(asked)}
             WHERE s.n_tokens > 0 AND {_POPULATION} = ? {"".join(f" AND {_column(key)} = ?" for key in asked.only)})"""
@@ -114,7 +114,7 @@ def _range(asked: Asked) -> list[float]:
 
 
 def _column(key: str) -> str:
-    """Text of a key. A tie of `closed_at` between two batches cannot reach a value: every batch stands in one window."""
+    """Text of a key."""
     return {"cached": "CASE WHEN s.cached THEN 'hit' WHEN NOT s.cached THEN 'none' END",
             "lag": "(CASE WHEN v.ord IS NOT NULL THEN greatest(0, n.newest - v.ord) END)::VARCHAR"}.get(key, f"s.{key}")
 

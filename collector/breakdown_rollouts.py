@@ -32,7 +32,7 @@ def read_rollout_breakdown(store: Store, asked: Asked) -> pa.Table:
     where = "".join(f" AND r.{key} = ?" for key in asked.only)
     source = f"""
         WITH kept AS (
-            SELECT r.*, b.closed_at FROM rollouts r JOIN batches b USING (t)
+            SELECT r.*, (b.opened_at + b.closed_at) / 2 AS middle FROM rollouts r JOIN batches b USING (t)
             WHERE b.closed_at >= ? AND b.closed_at <= ? AND r.base_coin AND r.n_scored > 0 AND {_TRAFFIC}{where}),
         cells AS ({_binned(asked) if "probability" in asked.by else _whole(asked)})"""
     span = [-1e18 if asked.start is None else asked.start, 1e18 if asked.end is None else asked.end]
@@ -41,7 +41,7 @@ def read_rollout_breakdown(store: Store, asked: Asked) -> pa.Table:
 
 def _whole(asked: Asked) -> str:
     return f"""
-        SELECT {", ".join(asked.by)}, floor((closed_at - ?) / ?) AS bucket, n_scored AS n_tokens, 1.0 AS n_sequences,
+        SELECT {", ".join(asked.by)}, floor((middle - ?) / ?) AS bucket, n_scored AS n_tokens, 1.0 AS n_sequences,
                mean_d * n_scored AS d, mean_abs_d * n_scored AS abs_d, {_NO_SUMS},
                n_scored::DOUBLE ** 2 AS cluster_n2, (mean_abs_d * n_scored) ** 2 AS cluster_a2,
                mean_abs_d * n_scored::DOUBLE ** 2 AS cluster_an
@@ -53,8 +53,8 @@ def _binned(asked: Asked) -> str:
     others = "".join(f"{key}, " for key in asked.by if key != "probability")
     names = ", ".join(f"'{name}'" for name in BIN_NAMES)
     return f"""
-        SELECT {others}list_extract([{names}], i) AS probability, floor((closed_at - ?) / ?) AS bucket, n AS n_tokens, 1.0 AS n_sequences,
+        SELECT {others}list_extract([{names}], i) AS probability, floor((middle - ?) / ?) AS bucket, n AS n_tokens, 1.0 AS n_sequences,
                NULL::DOUBLE AS d, a AS abs_d, {_NO_SUMS},
                n::DOUBLE ** 2 AS cluster_n2, a ** 2 AS cluster_a2, a * n AS cluster_an
-        FROM (SELECT {others}closed_at, unnest(range(1, {len(BIN_NAMES) + 1})) AS i, unnest(bin_tokens) AS n, unnest(bin_abs_d) AS a
+        FROM (SELECT {others}middle, unnest(range(1, {len(BIN_NAMES) + 1})) AS i, unnest(bin_tokens) AS n, unnest(bin_abs_d) AS a
               FROM kept WHERE bin_tokens IS NOT NULL) WHERE n > 0"""

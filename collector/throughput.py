@@ -14,7 +14,7 @@ def read_throughput(store: Store, *, start: float | None = None, end: float | No
     asked = Asked(by=("replica",), start=start, end=end, points=min(points, MAX_POINTS))
     left, width = window(store, asked)
     return store.query_arrow("""
-        SELECT ? + (floor((b.closed_at - ?) / ?) + 1) * ? AS "at", sum(coalesce((b.counts ->> '$.tokens_seen')::BIGINT, 0))::BIGINT AS tokens_seen,
+        SELECT ? + (floor(((b.opened_at + b.closed_at) / 2 - ?) / ?) + 1) * ? AS "at", sum(coalesce((b.counts ->> '$.tokens_seen')::BIGINT, 0))::BIGINT AS tokens_seen,
                sum(coalesce((b.counts ->> '$.tokens_seen')::BIGINT, 0)) / sum(b.closed_at - b.opened_at) AS tokens_per_second,
                coalesce(sum(s.n_tokens), 0)::BIGINT AS n_tokens, sum(s.mean_abs_d * s.n_tokens) / sum(s.n_tokens) FILTER (s.mean_abs_d IS NOT NULL) AS mean_abs_d
         FROM batches b LEFT JOIN series s USING (t) WHERE b.closed_at >= ? AND b.closed_at <= ? GROUP BY 1 ORDER BY 1""",

@@ -21,6 +21,7 @@ from dashboard.client import TIMEOUT_SECONDS, Disconnected, _json, _table, api_u
 log = logging.getLogger("klaxon.dashboard")
 
 REFRESH_SECONDS = 4.0
+MOST_KEPT = 40  # answers a viewer keeps for when the daemon is away
 WINDOWS: dict[str, float | None] = {"5 min": 300.0, "30 min": 1800.0, "3 h": 10_800.0, "24 h": 86_400.0, "All": None}
 # Streamlit greys out what it is about to redraw; on a busy machine that would flicker every few seconds.
 _NO_DIMMING = "<style>[data-stale='true'] { opacity: 1 !important; transition: none !important; }</style>"
@@ -58,13 +59,35 @@ def _cached_json(base: str, path: str, asked: tuple[tuple[str, Any], ...]) -> An
 
 
 def table(path: str, **params: Any) -> pd.DataFrame:
-    """A table of the daemon; shared by everybody who asks the same within a refresh. None and () are left out. Raises: Disconnected."""
-    return _cached_table(api_url(), path, _asked(params))
+    """A table of the daemon; shared by everybody who asks the same within a refresh. None and () are left out.
+
+    While the daemon is away it is the last one that came. Raises: Disconnected, where none has.
+    """
+    return _kept(path, params, lambda: _cached_table(api_url(), path, _asked(params)))
 
 
 def answer(path: str, **params: Any) -> Any:
-    """A JSON answer of the daemon, shared likewise. Raises: Disconnected."""
-    return _cached_json(api_url(), path, _asked(params))
+    """A JSON answer of the daemon, shared and kept likewise. Raises: Disconnected."""
+    return _kept(path, params, lambda: _cached_json(api_url(), path, _asked(params)))
+
+
+def _kept(path: str, params: Mapping[str, Any], ask: Callable[[], Any]) -> Any:
+    """What the daemon says now, else what it said last in this session. Where this refresh has found it away, it is not asked again and again."""
+    memory: dict[Any, Any] = st.session_state.setdefault("kept", {})
+    key = (path, _asked({name: value for name, value in params.items() if name != "start"}))
+    if st.session_state.get("away") and key in memory:
+        return memory[key]
+    try:
+        found = ask()
+    except Disconnected:
+        if key in memory:
+            return memory[key]
+        raise
+    memory.pop(key, None)
+    memory[key] = found
+    while len(memory) > MOST_KEPT:
+        del memory[next(iter(memory))]
+    return found
 
 
 def _asked(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -91,10 +114,11 @@ def look(window: str) -> Seen | None:
     """
     slot = st.container()
     try:
-        status, problem = answer("/v1/status"), ""
+        status, problem = _cached_json(api_url(), "/v1/status", ()), ""
         st.session_state["seen_status"] = status
     except Disconnected as error:
         status, problem = st.session_state.get("seen_status"), str(error)
+    st.session_state["away"] = bool(problem)
     if not isinstance(status, Mapping):
         status, problem = None, problem or "the daemon's answer could not be read; is it the same version as this page?"
     with slot:

@@ -19,6 +19,17 @@ KINDS = {
 }
 """Beginning of a stream's name → what it is called, and the question it asks."""
 
+
+def kind_of(stream: object) -> str:
+    """The kind of a stream, by the beginning of its name.
+
+    >>> kind_of("explain:temperature:0.8:0.3"), kind_of("mean|replica=a")
+    ('explain', 'battery')
+    """
+    kind = str(stream).partition(":")[0]
+    return kind if kind in KINDS else "battery"
+
+
 REASONS = {
     **LOSSES,
     "left_out_tokens_version_unknown": "tokens whose weight version is unknown", "left_out_tokens_version_missing": "tokens whose weight version was not loaded",

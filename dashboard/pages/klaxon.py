@@ -120,7 +120,7 @@ def _detectors(seen: Seen) -> None:
         head = title("Detectors", "Every kind of bet, the question it asks, and what its strongest stream says now. A stream's share is ln(weight × its evidence); the alarm is at ln A.")
         table = frame.table("/v1/evidence", latest="true")
         learning, ln_a = bool(seen.status.get("learning")), seen.status.get("ln_a")
-        kinds = table["stream"].astype(str).str.partition(":")[0].where(lambda kind: kind.isin([*klaxon_words.KINDS]), "battery")
+        kinds = table["stream"].map(klaxon_words.kind_of).astype(str)
         rows = [_kind(kind, table[kinds == kind], learning=learning and kind == "battery", ln_a=ln_a, now_t=seen.status.get("t")) for kind in klaxon_words.KINDS]
         for state, kind, streams, strongest in sorted(rows, key=lambda row: ORDER.index(row[0])):
             name, question = klaxon_words.KINDS[kind]

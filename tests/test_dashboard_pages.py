@@ -124,7 +124,7 @@ def text(app: AppTest) -> str:
 
 
 def charts(app: AppTest) -> int:
-    return len(app.get("arrow_vega_lite_chart"))
+    return len(app.get("vega_lite_chart"))
 
 
 @pytest.mark.parametrize("module", [slice_words, klaxon_words])

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from collector.store import Store
+from collector.store_schema import PLAIN_SUMS
 
 SLICED = ("replica", "position", "version", "cached", "lag")
 """Keys of the stored slices; lag = numbered weight versions published after the one that generated the token."""
@@ -23,7 +24,6 @@ MAX_KEYS = 64
 MAX_ROWS = 6000
 """Of one answer: some 100 bytes a row."""
 
-SUMS = ("d", "abs_d", "k3", "clip_low", "clip_high", "cluster_n2", "cluster_a2", "cluster_an")
 _POPULATION = "coalesce(s.population, 'served')"  # null in rows of an earlier Klaxon
 
 VALUES = """
@@ -33,7 +33,13 @@ VALUES = """
                      + (sum(abs_d) / sum(n_tokens)) ** 2 * sum(cluster_n2))) / sum(n_tokens) AS mean_abs_d_se,
     sum(k3) / sum(n_tokens) AS k3, sum(clip_low + clip_high) / sum(n_tokens) AS clip_rate
 """
-"""From a relation with n_tokens, n_sequences and the columns of SUMS."""
+"""From a relation with n_tokens, n_sequences and the columns of PLAIN_SUMS."""
+
+_KEYED = "t, replica, position, version, cached, population, n_tokens, n_sequences"
+_MAPPED = ", ".join(f"list_extract(map_extract(sums, '{name}'), 1) AS {name}" for name in PLAIN_SUMS)
+_SLICES = f"""(SELECT {_KEYED}, {", ".join(PLAIN_SUMS)} FROM slices WHERE abs_d IS NOT NULL
+               UNION ALL SELECT {_KEYED}, {_MAPPED} FROM slices WHERE abs_d IS NULL)"""
+"""Rows of an earlier Klaxon have their sums in the map alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +72,14 @@ def read_breakdown(store: Store, asked: Asked) -> pa.Table:
         cells AS (
             SELECT {", ".join(f"{_column(key)} AS {key}" for key in asked.by)},
                    floor(((b.opened_at + b.closed_at) / 2 - ?) / ?) AS bucket, s.n_tokens, s.n_sequences,
-                   {", ".join(f"list_extract(map_extract(s.sums, '{name}'), 1) AS {name}" for name in SUMS)}
-            FROM slices s JOIN spans b USING (t) {_lag_joins(asked)}
+                   {", ".join(f"s.{name}" for name in PLAIN_SUMS)}
+            FROM {_SLICES} s JOIN spans b USING (t) {_lag_joins(asked)}
             WHERE s.n_tokens > 0 AND {_POPULATION} = ? {"".join(f" AND {_column(key)} = ?" for key in asked.only)})"""
     return put_together(store, asked, source, [*_range(asked), start, width, asked.population, *asked.only.values()], start, width)
 
 
 def put_together(store: Store, asked: Asked, source: str, params: Sequence[object], start: float, width: float) -> pa.Table:
-    """The answer from `source`: a WITH clause that ends in `cells` (keys, bucket, n_tokens, n_sequences, SUMS)."""
+    """The answer from `source`: a WITH clause that ends in `cells` (keys, bucket, n_tokens, n_sequences, PLAIN_SUMS)."""
     keys = ", ".join(asked.by)
     first = asked.by[0]
     bucket = "bucket" if asked.points else "NULL::DOUBLE"

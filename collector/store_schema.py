@@ -29,6 +29,9 @@ SERIES = (
 )
 """Metrics of collector.signals.metrics kept a batch. Means are token-weighted when batches are put together."""
 
+PLAIN_SUMS = ("d", "abs_d", "k3", "clip_low", "clip_high", "cluster_n2", "cluster_a2", "cluster_an")
+"""Sums a slice keeps in columns of their own too: a breakdown of a month reads these, and not the map of all sums."""
+
 SERIES_COUNTS = ("confident_disagreements", "nonfinite", "zeros")
 """Counts of tokens kept a batch; summed when batches are put together."""
 
@@ -40,7 +43,7 @@ TABLES: dict[str, pa.Schema] = {
     "slices": pa.schema([("t", _BIGINT), ("seq", _BIGINT), ("replica", _TEXT), ("position", _TEXT), ("version", _TEXT),
                          ("cached", _BOOL), ("n_tokens", _BIGINT), ("n_sequences", _DOUBLE),
                          ("hist_pos", pa.list_(_BIGINT)), ("hist_neg", pa.list_(_BIGINT)),
-                         ("sums", pa.map_(_TEXT, _DOUBLE)), ("population", _TEXT)]),
+                         ("sums", pa.map_(_TEXT, _DOUBLE)), ("population", _TEXT), *((name, _DOUBLE) for name in PLAIN_SUMS)]),
     "series": pa.schema([("t", _BIGINT), ("closed_at", _DOUBLE), ("n_tokens", _BIGINT), ("n_sequences", _DOUBLE),
                          ("version_max", _BIGINT), *((name, _DOUBLE) for name in SERIES),
                          *((name, _BIGINT) for name in SERIES_COUNTS),
@@ -109,7 +112,7 @@ def _sums_of(item: SliceStats) -> dict[str, Any]:
 def _slice_row(t: int, seq: int, item: SliceStats) -> dict[str, Any]:
     return {"t": t, "seq": seq, "replica": item.replica, "position": item.position, "version": item.version,
             "cached": item.cached, "n_tokens": item.n_tokens, "n_sequences": float(item.n_sequences),
-            "population": item.population, **_sums_of(item)}
+            "population": item.population, **_sums_of(item), **{name: float(item.sums.get(name, 0.0)) for name in PLAIN_SUMS}}
 
 
 def _series_row(batch: BatchStats) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dashboard.launch import BLUE
 from dashboard.slice_words import short
 
 MOST_BARS = 16
+FULL = 0.8  # a longer bar has its number inside
 
 
 @cache
@@ -23,8 +24,10 @@ def bars(what: str, x_title: str) -> dict[str, Any]:
              {"field": "seen", "type": "quantitative", "format": ",.0f", "title": "tokens served"}]
     return {"height": {"step": 30}, "layer": [
         {"mark": {"type": "bar", "color": BLUE, "height": 16, "tooltip": True}, "encoding": {"x": x, "y": y, "tooltip": hover}},
-        {"mark": {"type": "text", "align": "left", "dx": 5, "fontSize": 11, "fontWeight": 600, "color": BLUE},
-         "encoding": {"x": {**x, "field": "end"}, "y": y, "text": {"field": "value", "type": "quantitative", "format": ".3~%"}}}]}
+        *({"transform": [{"filter": f"datum.value {side} {FULL}"}],
+           "mark": {"type": "text", "align": align, "dx": dx, "fontSize": 11, "fontWeight": 600, "color": colour},
+           "encoding": {"x": x, "y": y, "text": {"field": "value", "type": "quantitative", "format": ".3~%"}}}
+          for side, align, dx, colour in (("<=", "left", 5, BLUE), (">", "right", -5, "white")))]}
 
 
 def shares(table: pd.DataFrame, *, level: str, field: str) -> pd.DataFrame:
@@ -32,4 +35,4 @@ def shares(table: pd.DataFrame, *, level: str, field: str) -> pd.DataFrame:
     part = table[(table["level"] == level) & table[field].notna()].sort_values(field).head(MOST_BARS)
     label = [short(one.replica) + (f" · {one.prompt}" if level == "stratum" else "") for one in part.itertuples()]
     return pd.DataFrame({"label": label, "text": label, "order": range(len(part)), "value": part[field].astype(float).tolist(),
-                         "end": part[field].astype(float).clip(upper=0.88).tolist(), "n": part["tokens_scored"].tolist(), "seen": part["tokens_seen"].tolist()})
+                         "n": part["tokens_scored"].tolist(), "seen": part["tokens_seen"].tolist()})

@@ -72,14 +72,16 @@ def budget(honesty: Mapping[str, Any], *, batch_seconds: float, promise: str) ->
     """Promised against realised, as sentences.
 
     >>> print(budget({"batches": 720, "alarms": 1, "promised_false_alarms": 0.5}, batch_seconds=120, promise="1 per 30 days"))
-    Promised: at most 1 per 30 days. Over the 720 batches (1 d) Klaxon has judged, a healthy run rings at most 0.5 times on average; it has rung once.
+    Promised: at most 1 per 30 days. Over the 720 batches (1 d) Klaxon has judged, a healthy run rings at most 0.5 times on average; it has rung once, rightly or wrongly.
     """
     from dashboard.words import duration
 
     batches, alarms = int(honesty.get("batches") or 0), int(honesty.get("alarms") or 0)
-    rung = {0: "it has not rung", 1: "it has rung once"}.get(alarms, f"it has rung {alarms:,} times")
-    return (f"Promised: at most {promise}. Over the {batches:,} batches ({duration(batches * batch_seconds)}) Klaxon has judged, a healthy run rings at most "
-            f"{number(honesty.get('promised_false_alarms'), digits=2)} times on average; {rung}.")
+    rung = {0: "it has not rung", 1: "it has rung once"}.get(alarms, f"it has rung {alarms:,} times") + (", rightly or wrongly" if alarms else "")
+    allowed = float(honesty.get("promised_false_alarms") or 0.0)
+    at_most = "less than 0.001" if allowed < 0.001 else f"at most {number(allowed, digits=2)}"
+    return (f"Promised: at most {promise}. Over the {batches:,} batches ({duration(batches * batch_seconds)}) Klaxon has judged, a healthy run rings "
+            f"{at_most} times on average; {rung}.")
 
 
 def state(log_share: float | None, *, ln_a: float | None, learning: bool) -> str:

@@ -90,6 +90,17 @@ def test_over_time_the_points_add_up_to_the_whole(client):
         assert sum(row["mean_abs_d"] * row["n_tokens"] for row in part) / sum(row["n_tokens"] for row in part) == pytest.approx(whole(replica)["mean_abs_d"])
 
 
+def test_rows_of_an_earlier_klaxon_are_read_from_their_map_of_sums(store, tmp_path):
+    with Store(tmp_path / "old.duckdb", threads=1) as old:
+        for t in range(BATCHES):
+            slices = signals.merge([item for pair in pairs(t) for item in signals.slice_stats(*pair)])
+            old.append_batch(BatchStats(t=t, opened_at=1000.0 + t, closed_at=1001.0 + t, slices=slices))
+        asked = breakdown.Asked(by=("replica", "position"), points=5)
+        new = breakdown.read_breakdown(old, asked)
+        old.query("UPDATE slices SET abs_d = NULL, d = NULL, k3 = NULL WHERE t < 6")
+        assert new.num_rows > 10 and breakdown.read_breakdown(old, asked) == new
+
+
 def test_filters_hold_and_the_worst_keys_are_kept(client):
     row, = arrow(client, "/v1/breakdown", by="replica", most=1, only=["cached=hit", "position=0-1k"])
     assert row["replica"] == "b" and row["of"] == 2

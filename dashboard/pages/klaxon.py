@@ -17,7 +17,7 @@ STATES = {"alarm": "red", "close to an alarm": "orange", "some evidence": "yello
 COVERAGE = ("replica", "coverage", "Coverage by replica", "Share of each replica's served tokens in this window that were compared with the trainer, the least covered "
             "first. A replica at 0 % is one Klaxon does not see.", "replica", "compared / served tokens")
 RATE = ("stratum", "sample_rate", "Sample rate by stratum", "Mean probability with which the sampler kept a rollout that was compared, by replica and prompt length in tokens: strata "
-        "share the budget, so that long prompts and every replica are seen.", "replica · prompt tokens", "inclusion probability")
+        "share the budget, so that long prompts and every replica are seen.", "stratum", "inclusion probability")
 ORDER = ("alarm", "close to an alarm", "some evidence", "quiet", "learning", "not in this run")
 
 

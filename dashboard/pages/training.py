@@ -71,7 +71,7 @@ def _throughput(seen: Seen) -> None:
         if table.empty or not table["tokens_seen"].sum():
             nothing("No rollout arrived in this window: look further back, or see on Now whether the tap is heard.")
             return
-        for column, spec, alt in (("tokens_per_second", training_charts.against_time("tokens a second"), "Throughput over time, sampled tokens a second"),
+        for column, spec, alt in (("tokens_per_second", training_charts.against_time("tokens/s"), "Throughput over time, sampled tokens a second"),
                                   ("mean_abs_d", training_charts.against_time("mean |d|, nats", orange=True), "Mean |d| over time, nats")):
             rows = pd.DataFrame({"at": 1000 * table["at"], "value": table[column]})
             st.vega_lite_chart(rows, spec, width="stretch", key=f"plot-{column}", alt=alt)

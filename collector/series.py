@@ -181,7 +181,7 @@ def read_metrics(store: Store, *, names: Iterable[str] = (), start: float | None
 def read_rollouts(store: Store, *, start: float | None = None, end: float | None = None, limit: int = 10_000) -> pa.Table:
     """Statistics of sampled rollouts, newest first."""
     return store.query_arrow(
-        "SELECT * FROM rollouts WHERE coalesce(finished_at, 0) >= ? AND coalesce(finished_at, 0) <= ? "
+        "SELECT * EXCLUDE (bin_tokens, bin_abs_d) FROM rollouts WHERE coalesce(finished_at, 0) >= ? AND coalesce(finished_at, 0) <= ? "
         "ORDER BY t DESC, finished_at DESC LIMIT ?", [*_span(start, end, 1)[:2], limit])
 
 

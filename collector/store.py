@@ -248,7 +248,7 @@ class Store:
 
 def _insert(cursor: duckdb.DuckDBPyConnection, table: str, rows: list[dict[str, Any]]) -> None:
     cursor.register("micro_batch", to_arrow(table, rows))
-    cursor.execute(f"INSERT INTO {table} SELECT * FROM micro_batch").fetchall()
+    cursor.execute(f"INSERT INTO {table} BY NAME SELECT * FROM micro_batch").fetchall()
     cursor.unregister("micro_batch")
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from collector import signals
 from collector.records import BatchStats, Evidence, Fact, Rollout, Score, SliceStats
+from collector.rollout_bins import bins_of
 
 VERSION = "1"
 
@@ -27,6 +28,9 @@ SERIES = (
     "max_abs_d", "p50_abs_d", "p99_abs_d", "pearson", "ppl_ratio",
 )
 """Metrics of collector.signals.metrics kept a batch. Means are token-weighted when batches are put together."""
+
+PLAIN_SUMS = ("d", "abs_d", "k3", "clip_low", "clip_high", "cluster_n2", "cluster_a2", "cluster_an")
+"""Sums a slice keeps in columns of their own too: a breakdown of a month reads these, and not the map of all sums."""
 
 SERIES_COUNTS = ("confident_disagreements", "nonfinite", "zeros")
 """Counts of tokens kept a batch; summed when batches are put together."""
@@ -39,7 +43,7 @@ TABLES: dict[str, pa.Schema] = {
     "slices": pa.schema([("t", _BIGINT), ("seq", _BIGINT), ("replica", _TEXT), ("position", _TEXT), ("version", _TEXT),
                          ("cached", _BOOL), ("n_tokens", _BIGINT), ("n_sequences", _DOUBLE),
                          ("hist_pos", pa.list_(_BIGINT)), ("hist_neg", pa.list_(_BIGINT)),
-                         ("sums", pa.map_(_TEXT, _DOUBLE)), ("population", _TEXT)]),
+                         ("sums", pa.map_(_TEXT, _DOUBLE)), ("population", _TEXT), *((name, _DOUBLE) for name in PLAIN_SUMS)]),
     "series": pa.schema([("t", _BIGINT), ("closed_at", _DOUBLE), ("n_tokens", _BIGINT), ("n_sequences", _DOUBLE),
                          ("version_max", _BIGINT), *((name, _DOUBLE) for name in SERIES),
                          *((name, _BIGINT) for name in SERIES_COUNTS),
@@ -54,7 +58,8 @@ TABLES: dict[str, pa.Schema] = {
                            ("n_scored", _BIGINT), ("cached", _BIGINT), ("mean_d", _DOUBLE), ("mean_abs_d", _DOUBLE),
                            ("max_abs_d", _DOUBLE), ("reward", _DOUBLE), ("base_coin", _BOOL),
                            ("inclusion_probability", _DOUBLE), ("finish_reason", _TEXT), ("source", _TEXT),
-                           ("prompt_hash", _TEXT), ("step", _TEXT)]),
+                           ("prompt_hash", _TEXT), ("step", _TEXT), ("env", _TEXT), ("turn", _TEXT),
+                           ("bin_tokens", pa.list_(_BIGINT)), ("bin_abs_d", pa.list_(_DOUBLE))]),
     "metrics": pa.schema([("step", _BIGINT), ("at", _DOUBLE), ("name", _TEXT), ("value", _DOUBLE), ("source", _TEXT)]),
     "events": pa.schema([("at", _DOUBLE), ("kind", _TEXT), ("text", _TEXT), ("data", _TEXT)]),
     "weights": pa.schema([("version", _TEXT), ("path", _TEXT), ("published_at", _DOUBLE), ("digest", _TEXT),
@@ -63,7 +68,8 @@ TABLES: dict[str, pa.Schema] = {
 }
 
 _SQL_TYPES = {_DOUBLE: "DOUBLE", _BIGINT: "BIGINT", _TEXT: "VARCHAR", _BOOL: "BOOLEAN", pa.list_(_BIGINT): "BIGINT[]",
-              pa.map_(_TEXT, _DOUBLE): "MAP(VARCHAR, DOUBLE)"}
+              pa.list_(_DOUBLE): "DOUBLE[]", pa.map_(_TEXT, _DOUBLE): "MAP(VARCHAR, DOUBLE)"}
+MOST_LABEL = 64  # characters of a label that are kept
 
 
 def ddl() -> list[str]:
@@ -106,7 +112,7 @@ def _sums_of(item: SliceStats) -> dict[str, Any]:
 def _slice_row(t: int, seq: int, item: SliceStats) -> dict[str, Any]:
     return {"t": t, "seq": seq, "replica": item.replica, "position": item.position, "version": item.version,
             "cached": item.cached, "n_tokens": item.n_tokens, "n_sequences": float(item.n_sequences),
-            "population": item.population, **_sums_of(item)}
+            "population": item.population, **_sums_of(item), **{name: float(item.sums.get(name, 0.0)) for name in PLAIN_SUMS}}
 
 
 def _series_row(batch: BatchStats) -> dict[str, Any]:
@@ -135,9 +141,11 @@ def newest_version(versions: Iterable[str | None]) -> int | None:
 def rollout_row(rollout: Rollout, score: Score | None, *, t: int, key: str) -> dict[str, Any]:
     """Statistics of one rollout. The request id is kept as a keyed hash; ids and text are left out.
 
-    mean_d, mean_abs_d, max_abs_d in nats over the sampled tokens both sides have a finite logprob for.
+    mean_d, mean_abs_d, max_abs_d in nats over the sampled tokens both sides have a finite logprob for; bin_tokens and bin_abs_d the
+    same tokens by the engine's probability (collector/rollout_bins.py). env and turn are the rollout's labels of that name.
     """
-    d = _differences(rollout, score)
+    d, p = _differences(rollout, score)
+    bin_tokens, bin_abs_d = bins_of(p, d)
     return {
         "request": request_hash(rollout.request_id, key=key), "finished_at": rollout.finished_at, "t": t,
         "replica": rollout.replica, "version": rollout.version, "traffic": rollout.traffic,
@@ -148,17 +156,26 @@ def rollout_row(rollout: Rollout, score: Score | None, *, t: int, key: str) -> d
         "inclusion_probability": rollout.inclusion_probability, "finish_reason": rollout.finish_reason,
         "source": score.source if score is not None else None,
         "prompt_hash": prompt_hash(rollout.prompt_tokens_P, key=key), "step": rollout.labels.get("step"),
+        "env": _label(rollout, "env"), "turn": _label(rollout, "turn"), "bin_tokens": bin_tokens, "bin_abs_d": bin_abs_d,
     }
 
 
-def _differences(rollout: Rollout, score: Score | None) -> np.ndarray:
+def _label(rollout: Rollout, name: str) -> str | None:
+    value = rollout.labels.get(name)
+    return None if value is None else str(value)[:MOST_LABEL]
+
+
+def _differences(rollout: Rollout, score: Score | None) -> tuple[np.ndarray, np.ndarray]:
+    """(d, the engine's logprobs) of the tokens that count, float64, nats."""
     if score is None:
-        return np.empty(0)
+        return np.empty(0), np.empty(0)
     kept = np.asarray(rollout.sampled_mask_T, dtype=bool)
     if score.scored_mask_T is not None:
         kept = kept & score.scored_mask_T
-    d = score.views["expected"].astype(np.float64) - rollout.engine_logprobs_T.astype(np.float64)
-    return d[kept & np.isfinite(d)]
+    p = rollout.engine_logprobs_T.astype(np.float64)
+    d = score.views["expected"].astype(np.float64) - p
+    kept = kept & np.isfinite(d)
+    return d[kept], p[kept]
 
 
 def request_hash(request_id: str, *, key: str) -> str:

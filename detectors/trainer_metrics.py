@@ -55,6 +55,21 @@ def transformed(logged: float, transform: Transform) -> float:
     return math.log((logged + least) / (1 - logged + least))
 
 
+def logged(value: float, transform: Transform) -> float:
+    """The inverse of `transformed`: a value on the scale that is compared, in the unit that is logged.
+
+    >>> [round(logged(transformed(0.3, scale), scale), 6) for scale in ("level", "log", "logit")]
+    [0.3, 0.3, 0.3]
+    """
+    if transform == "level":
+        return value
+    least = SMALLEST[transform]
+    if transform == "log":
+        return max(0.0, math.exp(min(value, 700.0)) - least)
+    odds = math.exp(min(value, 700.0))
+    return min(1.0, max(0.0, (odds * (1 + least) - least) / (1 + odds)))
+
+
 TABLE: tuple[TrainerMetric, ...] = (
     TrainerMetric(name="clip_rate", transform="logit", up="more tokens are clipped: mismatch, staleness or too large steps", unit="fraction",
                   down="the clip no longer acts: weights do not move, or masks hide the tokens", dead_band=0.2),

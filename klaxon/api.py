@@ -25,6 +25,7 @@ from collector.records import Population
 from collector.store import Store
 from klaxon import quarantine
 from klaxon.api_metrics import RunCollector
+from klaxon.slice_routes import slices_router
 
 log = logging.getLogger("klaxon.api")
 
@@ -57,6 +58,7 @@ def build_api(store: Store, live: Live) -> FastAPI:
     _add_state(app, store, live)
     _add_series(app, store)
     _add_quarantine(app, store, live)
+    app.include_router(slices_router(store, live))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RunCollector(store, live, faults=lambda: app.state.faults))
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from collector.records import Incident
 from collector.sources.refusals import added
 from detectors.hardfacts import EngineSeen, Observation
+from klaxon.audit_view import audit_view
+from klaxon.band_view import band_view
 from klaxon.verdict import Seen, Verdict, judge
 
 if TYPE_CHECKING:
@@ -56,10 +58,18 @@ class Live:
             "scorer": self._scorer(), "weights": self._weights(), "counts": self._counts(),
             "populations": watch.populations(), "signals": watch.signals(), "staleness": watch.staleness(),
             "floor_nats": watch.floor_nats, "blind_spots": self._blind_spots(now),
-            "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes()},
+            "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes(), "free_bytes": daemon.store.free_bytes()},
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
             "alerts_delivered": daemon.alerts.delivered_count(), "receivers": daemon.alerts.receivers(now),
         }
+
+    def reference_band(self) -> dict[str, Any]:
+        """GET /v1/reference-band."""
+        return band_view(self._daemon.trainer.band)
+
+    def audit(self) -> dict[str, Any]:
+        """GET /v1/audit."""
+        return audit_view(self._daemon)
 
     @property
     def tier(self) -> int:

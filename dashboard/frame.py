@@ -1,0 +1,199 @@
+"""What every page beyond the first has around its charts: the window, the state of the daemon, the box of a chart with its CSV.
+
+A page that shows old or no data says so first, and what to do; a part that cannot be drawn says so in its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pandas as pd
+import streamlit as st
+
+from dashboard import panels, words
+from dashboard.client import TIMEOUT_SECONDS, Disconnected, _json, _table, api_url
+
+log = logging.getLogger("klaxon.dashboard")
+
+REFRESH_SECONDS = 4.0
+MOST_KEPT = 40  # answers a viewer keeps for when the daemon is away
+WINDOWS: dict[str, float | None] = {"5 min": 300.0, "30 min": 1800.0, "3 h": 10_800.0, "24 h": 86_400.0, "All": None}
+# Streamlit greys out what it is about to redraw; on a busy machine that would flicker every few seconds.
+_NO_DIMMING = "<style>[data-stale='true'] { opacity: 1 !important; transition: none !important; }</style>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What one refresh of a page begins with: the daemon's status and the left edge of the window (UTC seconds; None = all)."""
+
+    status: Mapping[str, Any]
+    start: float | None
+
+    @property
+    def now(self) -> float:
+        """The daemon's clock, UTC seconds."""
+        return float(self.status.get("now") or 0.0)
+
+
+@st.cache_resource
+def http(base: str) -> httpx.Client:
+    """One client a daemon, shared by everybody who looks."""
+    token = os.environ.get("KLAXON_TOKEN", "")  # the daemon asks for it where the page is on another machine
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.Client(base_url=base, timeout=TIMEOUT_SECONDS, trust_env=False, headers=headers)
+
+
+@st.cache_data(ttl=REFRESH_SECONDS / 2, max_entries=64, show_spinner=False)
+def _cached_table(base: str, path: str, asked: tuple[tuple[str, Any], ...]) -> pd.DataFrame:
+    return _table(http(base), path, **dict(asked))
+
+
+@st.cache_data(ttl=REFRESH_SECONDS / 2, max_entries=64, show_spinner=False)
+def _cached_json(base: str, path: str, asked: tuple[tuple[str, Any], ...]) -> Any:
+    return _json(http(base), path, **dict(asked))
+
+
+def table(path: str, **params: Any) -> pd.DataFrame:
+    """A table of the daemon; shared by everybody who asks the same within a refresh. None and () are left out.
+
+    While the daemon is away it is the last one that came. Raises: Disconnected, where none has.
+    """
+    return _kept(path, params, lambda: _cached_table(api_url(), path, _asked(params)))
+
+
+def answer(path: str, **params: Any) -> Any:
+    """A JSON answer of the daemon, shared and kept likewise. Raises: Disconnected."""
+    return _kept(path, params, lambda: _cached_json(api_url(), path, _asked(params)))
+
+
+def _kept(path: str, params: Mapping[str, Any], ask: Callable[[], Any]) -> Any:
+    """What the daemon says now, else what it said last in this session. Where this refresh has found it away, it is not asked again and again."""
+    memory: dict[Any, Any] = st.session_state.setdefault("kept", {})
+    key = (path, _asked({name: value for name, value in params.items() if name != "start"}))
+    if st.session_state.get("away") and key in memory:
+        return memory[key]
+    try:
+        found = ask()
+    except Disconnected:
+        if key in memory:
+            return memory[key]
+        raise
+    memory.pop(key, None)
+    memory[key] = found
+    while len(memory) > MOST_KEPT:
+        del memory[next(iter(memory))]
+    return found
+
+
+def _asked(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted((name, value) for name, value in params.items() if value not in (None, ())))
+
+
+def header(title: str, icon: str, about: str, *, window: bool = True) -> str:
+    """The page's first line, with the window beside it; returns the window's name."""
+    st.html(_NO_DIMMING)
+    chosen = "All"
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.markdown(f"## :material/{icon}: {title}", anchors=False, width="content")
+        if window:
+            chosen = st.segmented_control("Time window", list(WINDOWS), default="30 min", required=True, key="window", bind="query-params",
+                                          label_visibility="collapsed", help="How far back this page looks") or "30 min"
+    st.caption(about)
+    return chosen
+
+
+def look(window: str) -> Seen | None:
+    """The daemon as it is now, with a band above the page where that is not fine; None where there is nothing to show.
+
+    The last picture stays when the daemon goes away; the band says from when it is.
+    """
+    slot = st.container()
+    try:
+        status, problem = _cached_json(api_url(), "/v1/status", ()), ""
+        st.session_state["seen_status"] = status
+    except Disconnected as error:
+        status, problem = st.session_state.get("seen_status"), str(error)
+    st.session_state["away"] = bool(problem)
+    if not isinstance(status, Mapping):
+        status, problem = None, problem or "the daemon's answer could not be read; is it the same version as this page?"
+    with slot:
+        _state(status, problem)
+    if status is None:
+        return None
+    seconds = WINDOWS[window]
+    return Seen(status=status, start=None if seconds is None else _quantised(float(status.get("now") or 0.0) - seconds))
+
+
+def _quantised(start: float) -> float:
+    """The left edge in whole refreshes, so that everybody who looks now asks the same."""
+    return start // REFRESH_SECONDS * REFRESH_SECONDS
+
+
+def _state(status: Mapping[str, Any] | None, problem: str) -> None:
+    """One line when all is well; a band with what to do when it is not."""
+    if problem and status is None:
+        panels.band(None, problem, api_url())
+        return
+    if problem:
+        at = words.clock(status.get("now"), now=float(status.get("now") or 0))
+        with st.container(key="verdict-disconnected"):
+            st.warning(f"**Disconnected** {words.plain(problem)}. What stands below is from {at} and is no longer true for sure. Start the daemon with "
+                       "`klaxon run`; this page tries again by itself.", icon=":material/cloud_off:")
+        return
+    verdict = words.verdict(status, [])
+    if verdict.tone != "good":
+        box, icon = panels.BANDS[verdict.tone]
+        with st.container(key=f"verdict-{verdict.state}"):
+            box(f"**{verdict.title}** {verdict.text}", icon=icon)
+    now = float(status.get("now") or 0)
+    st.caption(f"Run **{words.plain(status.get('run', 'unknown'))}** · {words.TIERS.get(status.get('tier'), 'Tier unknown')} · as of {words.clock(now, now=now)}")
+
+
+def safely(draw: Callable[..., Any], *arguments: Any) -> Any:
+    """A part that cannot be drawn says so in its place; the rest of the page stays, and the log keeps the details."""
+    name = getattr(draw, "__name__", "part").strip("_").replace("_", " ")
+    try:
+        return draw(*arguments)
+    except Disconnected as error:
+        st.warning(f"This part ({name}) is not there: {words.plain(error)}.", icon=":material/cloud_off:")
+    except Exception:
+        log.exception("%s could not be drawn", name)
+        st.warning(f"This part of the page ({name}) could not be drawn from what the daemon sent. "
+                   "The dashboard's log has the details.", icon=":material/build:")
+    return None
+
+
+def title(text: str, about: str) -> Any:
+    """A chart's or part's name and the one sentence that explains it; both may hold text from outside. Returns the place for `download`."""
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.markdown(f"**{words.plain(text)}**", width="content")
+        place = st.container(width="content")
+    st.caption(words.plain(about))
+    return place
+
+
+def nothing(text: str) -> None:
+    """Why a chart is empty, and what to do."""
+    st.markdown(f":material/hourglass_empty: {words.plain(text)}")
+
+
+def download(place: Any, rows: pd.DataFrame, name: str) -> None:
+    """The numbers behind a chart, made when asked for, in the place its title left. A picture (PNG) comes from the chart's own toolbar."""
+    place.download_button("CSV", data=lambda: rows.to_csv(index=False).encode(), file_name=f"klaxon-{name}.csv", mime="text/csv",
+                       key=f"csv-{name}", on_click="ignore", type="tertiary", icon=":material/download:",
+                       help="The numbers behind this chart; the picture (PNG) is in the toolbar at the chart's upper right corner")
+
+
+def tiles(cells: Iterable[tuple[str, str, str, str]]) -> None:
+    """(label, value, note, what it means) of the few numbers worth reading out on the phone."""
+    with st.container(horizontal=True, gap="small", key="tiles"):
+        for label, value, note, about in cells:
+            with st.container(border=True, width="stretch", gap=None):
+                st.caption(label, help=about)
+                st.markdown(f"### {words.plain(value)}", anchors=False)
+                st.caption(words.plain(note))

@@ -1,0 +1,221 @@
+"""Slices: which replica, position, weight version, cache state, environment, turn or kind of token the mismatch sits in. Click to filter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import frame, slice_charts, slice_words
+from dashboard.frame import REFRESH_SECONDS, Seen, download, nothing, safely, title
+from dashboard.words import number, plain
+
+POINTS = 60
+REPLICAS_SHOWN = 16
+VERSIONS_SHOWN = 16
+POSITIONS = {"0-1k": 0, "1k-4k": 1, "4k-16k": 2, "16k+": 3}
+BINS = {name: place for place, name in enumerate(("p < 1 %", "1–10 %", "10–50 %", "50–90 %", "90–99 %", "p ≥ 99 %"))}
+DOTS = {
+    "cached": ("Prefix cache", "Mean |d| of requests that took a part of their prompt from the prefix cache, and of those that did not: a gap that "
+               "opens after a weight update is a stale cache. Dashed: the healthy floor.", None),
+    "probability": ("Probability bin", "Mean |d| by the probability p the engine gave the sampled token: numerics show in the middle bins, "
+                    "a wrong temperature or a cut tail at the small ones; near 1 a healthy engine hardly differs.", BINS),
+    "env": ("Environment", "Mean |d| by the rollouts' label “env”: a fault in one environment only is often its prompt or its chat template. Dashed: the healthy floor.", None),
+    "turn": ("Turn", "Mean |d| by the rollouts' label “turn”: growth from turn to turn points to the prompt's reassembly or the cache. Dashed: the healthy floor.", None),
+}
+LABEL_HINT = {
+    "env": "No rollout of this window carries the label “env”: send it with the rollout (labels.env) and it appears here.",
+    "turn": "No rollout of this window carries the label “turn”: send it with the rollout (labels.turn) and it appears here.",
+}
+UNSCORED = {0: "Tier 0 has no trainer logprobs to compare with: set [weights] for the shadow scorer, or let the trainer push its logprobs."}
+
+
+def _slice() -> dict[str, str]:
+    """The slice in the page's address, which is the only memory, so that a link shows what was looked at.
+
+    A callback leaves its choice for the run that follows: an address set in a callback reaches the browser one run late.
+    """
+    if (text := st.session_state.pop("slice_next", None)) is not None:
+        if text:
+            st.query_params["slice"] = text
+        elif "slice" in st.query_params:
+            del st.query_params["slice"]
+    return slice_words.read(st.query_params.get("slice"))
+
+
+def _choose(text: str | None, *, afresh: bool = True) -> None:
+    """Look at this slice from the next run on; `afresh`: what was clicked in the charts before is forgotten, and can be clicked again."""
+    st.session_state["slice_next"] = text or ""
+    if afresh:
+        st.session_state["slice_round"] = st.session_state.get("slice_round", 0) + 1
+
+
+def _clicked(key: str) -> None:
+    """A mark was clicked: its slice replaces the one of the same key. A click beside the marks changes nothing."""
+    picked = ((st.session_state.get(key) or {}).get("selection") or {}).get("pick") or []
+    found = slice_words.read(str(picked[0].get("slice", "")) if picked else "")
+    if found:
+        _choose(slice_words.write({**_slice(), **found}), afresh=False)
+
+
+def _boxed() -> None:
+    _choose(st.session_state.get("slice_box"))
+
+
+@st.fragment(run_every=REFRESH_SECONDS)
+def _body(window: str) -> None:
+    seen = frame.look(window)
+    if seen is None:
+        return
+    slice_ = _slice()
+    whole = safely(_by_replica, seen, slice_)
+    _filter(slice_, whole)
+    _replicas(whole, seen, slice_)
+    safely(_position, seen, slice_)
+    left, right = st.columns(2, gap="medium")
+    with left:
+        safely(_lag, seen, slice_)
+        safely(_dots, "env", seen, slice_)
+    with right:
+        safely(_dots, "cached", seen, slice_)
+        safely(_dots, "probability", seen, slice_)
+        safely(_dots, "turn", seen, slice_)
+
+
+def _by_replica(seen: Seen, slice_: Mapping[str, str]) -> pd.DataFrame | None:
+    return _ask(seen, slice_, "replica", points=POINTS)
+
+
+def _ask(seen: Seen, slice_: Mapping[str, str], *by: str, points: int = 0, most: int | None = None) -> pd.DataFrame | None:
+    """The daemon's breakdown under the other keys of the slice; None where it is not known for them together."""
+    only = slice_words.filters(slice_, by=by)
+    if only is None:
+        return None
+    return frame.table("/v1/breakdown", by=",".join(by), start=seen.start, points=points, only=only, most=most)
+
+
+def _filter(slice_: Mapping[str, str], whole: pd.DataFrame | None) -> None:
+    """What is looked at, a box to choose from, and the way back."""
+    names = [] if whole is None else [f"replica={name}" for name in dict.fromkeys(whole["replica"].dropna())]
+    names += [f"position={name}" for name in POSITIONS] + ["cached=hit", "cached=none"]
+    chosen = slice_words.write(slice_) or None
+    if chosen and chosen not in names:
+        names.insert(0, chosen)
+    if st.session_state.get("slice_box") != chosen:
+        st.session_state["slice_box"] = chosen
+    st.selectbox("Slice", names, key="slice_box", on_change=_boxed, placeholder="Everything. Click a mark in any chart, or choose a slice here",
+                 format_func=lambda text: slice_words.say(slice_words.read(text)), label_visibility="collapsed",
+                 help="Every other chart shows this slice alone; the address of the page keeps it")
+    if slice_:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f":material/filter_alt: Only **{plain(slice_words.say(slice_))}**. Charts of that key itself still show all its values.", width="content")
+            st.button("Show everything", key="slice_off", icon=":material/filter_alt_off:", on_click=_choose, args=("",), type="tertiary")
+
+
+def _replicas(table: pd.DataFrame | None, seen: Seen, slice_: Mapping[str, str]) -> None:
+    with st.container(border=True, key="chart-replicas"):
+        head = title("Replicas", "Mean |log q − log p| of each replica's sampled tokens over time, all on the same axes, the one furthest off first. Shaded: two standard "
+              "errors; dashed grey: all shown replicas together. One line that leaves the grey one is one sick replica.")
+        if table is None or table.empty:
+            nothing(_why_empty(seen, slice_))
+            return
+        drawn = slice_charts.replicas(table, start=seen.start or float(table["at"].min()), end=seen.now)
+        shown = list(drawn.items())[:REPLICAS_SHOWN]
+        known = int(table["of"].iloc[0])
+        if known > len(shown):
+            st.caption(f"{len(shown)} of {known} replicas: those furthest off.")
+        for place in range(0, len(shown), 4):
+            for column, (name, rows) in zip(st.columns(4, gap="small"), shown[place:place + 4], strict=False):
+                with column:
+                    _replica(name, rows, chosen=slice_.get("replica") == name)
+        download(head, table, "replicas")
+
+
+def _replica(name: str, rows: pd.DataFrame, *, chosen: bool) -> None:
+    own = rows[rows["row"] == "own"]
+    tokens = own["n"].sum()
+    mean = (own["value"] * own["n"]).sum() / tokens if tokens else None
+    with st.container(gap=None):
+        st.button(plain(slice_words.short(name)), key=f"replica-{name}", type="tertiary", icon=":material/filter_alt_off:" if chosen else ":material/filter_alt:",
+                  on_click=_choose_replica, args=(name,), help="Show everything again" if chosen else "Show this replica alone in the other charts")
+        st.caption(f"{'**chosen** · ' if chosen else ''}{number(mean)} nats · n = {tokens:,.0f} tokens")
+        st.vega_lite_chart(rows, slice_charts.small(), width="stretch", key=f"plot-replica-{name}", alt=f"Mean |d| of replica {name} over time, nats")
+
+
+def _choose_replica(name: str) -> None:
+    now = _slice()
+    _choose(slice_words.write({key: value for key, value in now.items() if key != "replica"} if now.get("replica") == name else {**now, "replica": name}))
+
+
+def _position(seen: Seen, slice_: Mapping[str, str]) -> None:
+    with st.container(border=True, key="chart-position"):
+        head = title("Position × time", "Mean |d| by where the token stands in the sequence (prompt and completion together) and when it was sampled. Growth with the position "
+              "points to the context: position encoding, chunked prefill, a cache; a column is a moment, as of a weight update.")
+        table = _ask(seen, slice_, "position", points=POINTS)
+        if table is None or table.empty:
+            nothing(_why_empty(seen, slice_, together=table is None))
+            return
+        rows = slice_charts.cells(table, "position", order=POSITIONS, picked=slice_.get("position"))
+        _plot(rows, slice_charts.heat_time("position, tokens"), "position", "Mean |d| by position and time, nats")
+        download(head, table, "position-time")
+
+
+def _lag(seen: Seen, slice_: Mapping[str, str]) -> None:
+    with st.container(border=True, key="chart-lag"):
+        head = title("Weight version × lag", "Mean |d| against the version that generated the token, by how many newer versions were out when its batch began. A row is a bad "
+              "version; a column that grows with the lag is staleness that was mistaken for mismatch.")
+        table = _ask(seen, slice_, "version", "lag")
+        if table is None or table.dropna(subset=["version", "lag"]).empty:
+            nothing("The tokens' weight versions are not numbered or not known in this window: let the trainer announce versions, or name them in "
+                    "the rollouts." if table is not None else _why_empty(seen, slice_, together=True))
+            return
+        table = table.dropna(subset=["version", "lag"])
+        newest = sorted({int(one) for one in table["version"]})[-VERSIONS_SHOWN:]
+        table = table[table["version"].astype(int).isin(newest)]
+        rows = slice_charts.cells(table, "version", order={str(one): one for one in newest}, picked=slice_.get("version"))
+        rows["x"], rows["x_order"] = table["lag"], table["lag"].astype(float)
+        rows["text"] = [f"version {one}, lag {lag}" for one, lag in zip(table["version"], table["lag"], strict=True)]
+        _plot(rows, slice_charts.heat_grid("lag, weight versions", "weight version"), "lag", "Mean |d| by weight version and lag, nats")
+        download(head, table, "version-lag")
+
+
+def _dots(key: str, seen: Seen, slice_: Mapping[str, str]) -> None:
+    name, about, order = DOTS[key]
+    with st.container(border=True, key=f"chart-{key}"):
+        head = title(name, about)
+        table = _ask(seen, slice_, key, most=24)
+        if table is None or table.dropna(subset=[key]).empty:
+            nothing(_why_empty(seen, slice_, together=table is None) if table is None or key not in LABEL_HINT else LABEL_HINT[key])
+            return
+        table = table.dropna(subset=[key])
+        floor = None if key == "probability" else seen.status.get("floor_nats")
+        if key == "turn":
+            order = _in_turn(table["turn"])
+        rows = slice_charts.lines(table, key, floor=floor, picked=slice_.get(key), order=order)
+        _plot(rows, slice_charts.dots(name.lower()), key, f"Mean |d| by {name.lower()}, nats")
+        download(head, table, key)
+
+
+def _in_turn(turns: pd.Series) -> dict[str, int]:
+    """Turns by number, names after them."""
+    names = sorted(map(str, turns), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+    return {name: place for place, name in enumerate(names)}
+
+
+def _plot(rows: pd.DataFrame, spec: dict[str, Any], name: str, alt: str) -> None:
+    key = f"plot-{name}-{st.session_state.get('slice_round', 0)}"
+    st.vega_lite_chart(rows, spec, width="stretch", key=key, alt=alt, on_select=lambda: _clicked(key), selection_mode="pick")
+
+
+def _why_empty(seen: Seen, slice_: Mapping[str, str], *, together: bool = False) -> str:
+    if together:
+        return (f"Not known for {slice_words.say(slice_)}: environment, turn and probability are kept of whole rollouts; position, cache and lag of "
+                "tokens. Show everything to see it.")
+    if slice_:
+        return f"No token of {slice_words.say(slice_)} was scored in this window. Take the slice away, or look further back."
+    return UNSCORED.get(seen.status.get("tier"), "No token was scored in this window yet: look further back, or see on Now what Klaxon waits for.")
+
+
+_body(frame.header("Slices", "grid_view", "Where does the mismatch sit? q is the trainer's probability of the sampled token, p the engine's; d = log q − log p in nats, |d| its size."))

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import frame, slice_charts, slice_words
+from dashboard import frame, place, slice_charts, slice_words
 from dashboard.frame import REFRESH_SECONDS, Seen, download, nothing, safely, title
 from dashboard.words import number, plain
 
@@ -38,11 +38,8 @@ def _slice() -> dict[str, str]:
     A callback leaves its choice for the run that follows: an address set in a callback reaches the browser one run late.
     """
     if (text := st.session_state.pop("slice_next", None)) is not None:
-        if text:
-            st.query_params["slice"] = text
-        elif "slice" in st.query_params:
-            del st.query_params["slice"]
-    return slice_words.read(st.query_params.get("slice"))
+        place.go(slice=slice_words.read(text))
+    return {key: value for key, value in place.slice_().items() if key in slice_words.KEYS}
 
 
 def _choose(text: str | None, *, afresh: bool = True) -> None:

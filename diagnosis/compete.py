@@ -37,7 +37,7 @@ from diagnosis.floor import FloorOf, expected_floor
 from diagnosis.hints import hinted
 from diagnosis.old_head import old_heads
 from diagnosis.pairs import pairs
-from diagnosis.parts import Part, find_part
+from diagnosis.parts import Part, find_part, find_swapped
 from diagnosis.prompts import Marks, marks_of
 from diagnosis.ruling import Ruling, at_floor, decide, explained, needs_more
 from diagnosis.sampler_pairs import sampler_pairs
@@ -114,6 +114,8 @@ def searched(bench: Bench, floor_nats: float, *, deep: bool) -> tuple[list[Predi
         field += predictions(bench, PASSES)
         if not explained(bench, field, floor_nats):
             field += pairs(bench)
+        if not explained(bench, field, floor_nats):
+            part = find_swapped(bench, floor_nats)
     return field, part
 
 

@@ -34,6 +34,24 @@ def find_part(bench: Bench, floor_nats: float) -> Part | None:
     return None if broken is None else _from_position(broken, bench.config.confidence_z)
 
 
+ASKED = 6
+"""Rollouts whose donors are sought where every one of them is off."""
+
+
+def find_swapped(bench: Bench, floor_nats: float) -> Part | None:
+    """Every rollout holds the answer to another one's prompt, by the donors of a few; None when fewer than half of those have one."""
+    limit = bench.config.at_floor_ratio * floor_nats
+    asked = list(range(0, len(bench.sheet.rollouts), max(1, len(bench.sheet.rollouts) // ASKED)))[:ASKED]
+    donors = find_donors(bench, asked, limit=limit)
+    if 2 * len(donors) < max(len(asked), 2):
+        return None
+    alone = len(asked) - len(donors)
+    why = f"of {len(asked)} rollouts looked at, all of them off, {len(donors)} are explained by another request's prompt"
+    return Part(cause="corrupted_requests", why=(why, *(donor.text for donor in donors)), doubts=() if not alone else (f"not sure: no other rollout's prompt explains {alone} of them",),
+                parameters={"requests": [donor.taker for donor in donors], "donors": {donor.taker: donor.giver for donor in donors}},
+                residual_nats=sum(donor.after for donor in donors) / len(donors))
+
+
 def _corrupted(bench: Bench, strays: Strays, limit: float) -> Part:
     """Sure only where every stray rollout has a donor: else any fault that strikes few requests looks the same."""
     donors = find_donors(bench, strays.rollouts, limit=limit)

@@ -14,7 +14,7 @@ from diagnosis.bench import Bench
 from diagnosis.compete import capped, diagnose
 from diagnosis.config import DiagnosisConfig
 from diagnosis.donors import find_donors
-from diagnosis.parts import find_part
+from diagnosis.parts import find_part, find_swapped
 from diagnosis.prompts import Marks, edits
 from diagnosis.breaks import find_break, find_strays
 from diagnosis.sheet import Sheet
@@ -149,6 +149,18 @@ def test_a_stray_rollout_nobody_explains_is_named_but_never_sure() -> None:
     part = find_part(bench, FLOOR)
     assert part is not None and part.parameters["requests"] == ["r4"] and part.parameters["donors"] == {}
     assert any("no other rollout's prompt" in text for text in part.doubts)
+
+
+def test_answers_that_all_belong_to_another_request_are_told_by_a_few_of_them() -> None:
+    bench, scorer = bench_of({i: (i + 1) % 20 for i in range(20)})
+    before = scorer.calls
+    part = find_swapped(bench, FLOOR)
+    assert part is not None and part.cause == "corrupted_requests" and not part.doubts and part.residual_nats < 2 * FLOOR
+    assert part.parameters["donors"] == {f"r{i}": f"r{(i + 1) % 20}" for i in (0, 3, 6, 9, 12, 15)} and scorer.calls - before <= 48
+    partly, _ = bench_of({i: (i + 1) % 20 if i % 2 else 900 + i for i in range(20)})
+    doubtful = find_swapped(partly, FLOOR)
+    assert doubtful is not None and doubtful.doubts and len(doubtful.parameters["donors"]) == 3
+    assert find_swapped(bench_of({i: 900 + i for i in range(20)})[0], FLOOR) is None
 
 
 def test_donors_are_sought_within_a_limit() -> None:

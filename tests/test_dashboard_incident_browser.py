@@ -77,6 +77,10 @@ def goes_to_now_and_back(page, incident: str) -> None:
     card = page.locator(f".st-key-incident-{incident}")
     expect(card).to_contain_text("owner ada")
     expect(card).to_contain_text("the fix is on its way")
+    page.get_by_text("3 h", exact=True).click()
+    expect(page).to_have_url(re.compile(f"/\\?(?=.*window=3h)(?=.*incident={incident})"))
     card.get_by_text("Open this incident").click()
     expect(page.locator(".st-key-state-acknowledged")).to_be_visible()
-    assert f"/incident?incident={incident}" in page.url
+    expect(page).to_have_url(re.compile(f"/incident\\?(?=.*window=3h)(?=.*incident={incident})"))
+    page.go_back()
+    expect(card).to_be_visible()

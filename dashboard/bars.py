@@ -22,6 +22,7 @@ from dashboard.words import number
 COLUMNS = ("row", "name", "value", "series", "text", "order", "label")
 MOST = 12  # bars; what matters less is left out
 LONGEST_NAME = 34
+READABLE = "#757B85"  # on white and on black
 
 
 def explanations(found: Dossier) -> Chart:
@@ -66,10 +67,10 @@ def slices(found: Dossier, key: str, title: str) -> Chart:
 def specification(look: Look) -> dict[str, Any]:
     """The Vega-Lite specification of a look, without data."""
     labels, colours = zip(*[(label, colour) for label, colour, _ in look.series], strict=True)
-    legend = alt.Legend(orient="top", title=None, direction="horizontal", labelLimit=220, columnPadding=8, symbolType="square")
+    legend = alt.Legend(orient="top", title=None, direction="horizontal", labelLimit=220, columnPadding=6, symbolType="square")
     colour = alt.Color("series:N", scale=alt.Scale(domain=list(labels), range=list(colours)), legend=legend)
     x = alt.X("value:Q", title=look.y_title, scale=alt.Scale(zero=True, nice=True), axis=alt.Axis(format=look.y_format, tickCount=5))
-    y = alt.Y("name:N", title=None, sort=alt.EncodingSortField("order", op="min"), axis=alt.Axis(labelLimit=200, minExtent=40))
+    y = alt.Y("name:N", title=None, sort=alt.EncodingSortField("order", op="min"), axis=alt.Axis(labelLimit=120, minExtent=40))
     hover = [alt.Tooltip("name:N"), alt.Tooltip("value:Q", format=".4~g"), alt.Tooltip("text:N", title="note")]
 
     def layer(row: str) -> alt.Chart:
@@ -77,7 +78,7 @@ def specification(look: Look) -> dict[str, Any]:
 
     layers = [
         layer("bar").mark_bar(cornerRadiusEnd=3, size=15).encode(x=x, y=y, color=colour, tooltip=hover),
-        layer("bar").mark_text(align="left", dx=4, fontSize=11).encode(x=x, y=y, text="label:N"),
+        layer("bar").mark_text(align="left", dx=4, fontSize=11, color=READABLE).encode(x=x, y=y, text="label:N"),
         layer("tick").mark_tick(thickness=3, size=20).encode(x=x, y=y, color=colour, tooltip=hover),
         layer("limit").mark_rule(strokeWidth=1.8, strokeDash=[6, 4]).encode(x=x, color=colour, tooltip=hover[1:2]),
     ]

@@ -23,7 +23,7 @@ _THEME = {
     "theme.light.redTextColor": "#7A2E00", "theme.light.greenColor": "#00805C", "theme.light.greenBackgroundColor": "#CDEFE2",
     "theme.light.greenTextColor": "#00543D", "theme.light.yellowBackgroundColor": "#FFEDB8", "theme.light.yellowTextColor": "#654400",
     "theme.light.blueBackgroundColor": "#D8EBF8", "theme.light.blueTextColor": "#004C78",
-    "theme.dark.primaryColor": SKY, "theme.dark.backgroundColor": "#0E1318", "theme.dark.secondaryBackgroundColor": "#182028",
+    "theme.dark.primaryColor": BLUE, "theme.dark.backgroundColor": "#0E1318", "theme.dark.secondaryBackgroundColor": "#182028",
     "theme.dark.textColor": "#E8EDF2", "theme.dark.borderColor": "#2C3742", "theme.dark.redColor": "#FF8A3D",
     "theme.dark.redBackgroundColor": "#4A2108", "theme.dark.redTextColor": "#FFC9A3", "theme.dark.greenColor": "#2CCB9B",
     "theme.dark.greenBackgroundColor": "#0B3A2D", "theme.dark.greenTextColor": "#9DF0D6",

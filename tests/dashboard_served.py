@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +22,9 @@ HOSTILE = "![x](http://evil.example/p.png) <script>document.title='owned'</scrip
 
 
 @contextmanager
-def faulty_run(folder: Path, *, incident: bool = True, batches: int = BATCHES) -> Iterator[Served]:
+def faulty_run(folder: Path, *, incident: bool = True, batches: int = BATCHES, **sections: Any) -> Iterator[Served]:
     """A daemon whose run r1 has `batches` batches on one of two replicas of which a fault lies since batch FAULT_AT, and one incident."""
-    with served_daemon(folder, daemon={"batch_seconds": BATCH_SECONDS}) as served:
+    with served_daemon(folder, daemon={"batch_seconds": BATCH_SECONDS}, **sections) as served:
         now = time.time()
         for t in range(batches):
             _append(served.daemon.store, t, now - BATCH_SECONDS * (batches - t))

@@ -127,6 +127,9 @@ def test_a_hostile_label_does_not_reach_the_terminal(served) -> None:
 def test_the_page_has_the_same_routes_and_a_mistake_answers_400_with_the_reason(served) -> None:
     client = httpx.Client(base_url=served.url, trust_env=False, timeout=10)
     (incident,) = served.alerts.observe([mismatch()], now=time.time())
+    assert client.get("/v1/runbooks/temperature").json()["text"].startswith("# temperature")
+    unknown = client.get("/v1/runbooks/nope")
+    assert unknown.status_code == 400 and "no runbook is called 'nope'" in unknown.json()["error"]
     made = client.post("/v1/silences", json={"incident": incident.id, "for": "1h", "author": "ada", "reason": "known"})
     assert made.status_code == 201 and client.get("/v1/silences").json()[0]["id"] == made.json()["id"]
     assert client.get(f"/v1/incidents/{incident.id}").json()["silences"][0]["state"] == "active"

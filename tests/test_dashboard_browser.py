@@ -106,8 +106,8 @@ def daemon(tmp_path_factory) -> Iterator[Daemon]:
 
 
 @contextlib.contextmanager
-def dashboard_of(api: str, log: Path) -> Iterator[str]:
-    port = free_port()
+def dashboard_of(api: str, log: Path, *, port: int | None = None) -> Iterator[str]:
+    port = port or free_port()
     with log.open("wb") as out, subprocess.Popen(
             command(port=port), env={**os.environ, "KLAXON_API": api}, stdout=out, stderr=subprocess.STDOUT) as server:
         try:

@@ -133,15 +133,15 @@ def _wait() -> None:
 @st.fragment
 def _act(incident: str) -> None:
     """Take it, or have quiet. Not drawn anew by itself: what is being typed stays."""
-    said = st.session_state.pop("incident-said", None)
+    said, done = st.session_state.pop("incident-said", None), st.session_state.setdefault("incident-done", 0)  # a new key closes what was open
     with st.container(horizontal=True, gap="small", key="act"):
-        with st.popover("Acknowledge", icon=":material/person_check:", type="primary"), st.form("acknowledge", border=False):
+        with st.popover("Acknowledge", icon=":material/person_check:", type="primary", key=f"acknowledge-{done}"), st.form("acknowledge", border=False):
             st.markdown("**I have it.** No repeats and no escalation; those who were told hear who has it.")
             author = st.text_input("Your name", key="ack-author", max_chars=60)
             reason = st.text_input("What you are doing about it", key="ack-reason", max_chars=200)
             if st.form_submit_button("Acknowledge", icon=":material/person_check:", type="primary"):
                 _do("Acknowledged", author, reason, lambda who, why: acknowledge(connection(api_url()), incident, author=who, reason=why))
-        with st.popover("Silence", icon=":material/notifications_off:"), st.form("silence", border=False):
+        with st.popover("Silence", icon=":material/notifications_off:", key=f"silence-{done}"), st.form("silence", border=False):
             st.markdown("**Tell nobody** about this fault for a while. It is still watched and recorded.")
             author = st.text_input("Your name", key="silence-author", max_chars=60)
             reason = st.text_input("Why", key="silence-reason", max_chars=200)
@@ -164,6 +164,7 @@ def _do(done: str, author: str, reason: str, act: Any) -> None:
     except (Refused, Disconnected) as error:
         st.error(f"Nothing was changed. {plain(str(error)[:1].upper() + str(error)[1:])}.", icon=":material/error:")
         return
+    st.session_state["incident-done"] += 1
     st.session_state["incident-said"] = f"{done} by {who}: {why}"
     _dossier.clear()
     _listing.clear()

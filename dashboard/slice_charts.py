@@ -72,7 +72,7 @@ def heat_grid(x_title: str, y_title: str) -> dict[str, Any]:
 @cache
 def dots(what: str) -> dict[str, Any]:
     """One line a value of the key: its mean with two standard errors to either side; the dashed line is the healthy floor."""
-    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order"}, "axis": {"labelLimit": 210, "grid": False}}
+    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order", "op": "min"}, "axis": {"labelLimit": 210, "grid": False}}
     x = {"type": "quantitative", "title": VALUE, "scale": {"zero": True, "nice": True}, "axis": {"tickCount": 5, "format": ".2~g"}}
     colour = {"condition": {"test": "datum.picked", "value": VERMILLION}, "value": BLUE}
     return {"height": {"step": 32}, "layer": [

@@ -118,7 +118,7 @@ class AlertsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     console: bool = Field(True, description="print every alert to the daemon's standard error")
-    dashboard_url: str = Field("http://127.0.0.1:8501", description="address of the page, linked from every alert; empty = no link")
+    dashboard_url: str = Field("http://127.0.0.1:8501", description="address of the dashboard; every alert links to its incident there; empty = no link")
     runbook_url: str = Field("", description="where docs/runbooks/ can be read, linked from every alert; empty = the command that prints the page")
     repeat_interval_seconds: float = Field(4 * 3600.0, gt=0, description="an incident nobody acknowledged is told again after this long, seconds")
     worse_factor: float = Field(2.0, gt=1, description="an incident is told again when its effect has grown by this factor")

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from alerts import runbooks, words
 from alerts.incidents import Case
@@ -63,7 +64,7 @@ class Message:
 
 def compose(case: Case, *, reason: str, detail: str, budget_text: str, dashboard_url: str, now: float, runbook_url: str = "",
             chart: Sequence[tuple[float, float]] = ()) -> Message:
-    """The message about a case. `reason` is a NotifyReason's value, `detail` says it in words, `runbook_url` where docs/runbooks/ can be read,
+    """The message about a case. `reason` is a NotifyReason's value, `detail` says it in words, `dashboard_url` the page's address, `runbook_url` where docs/runbooks/ can be read,
     `chart` ln M over UTC seconds."""
     incident = case.incident
     drift, diagnosis = incident.drifts[0], incident.diagnosis
@@ -83,7 +84,16 @@ def compose(case: Case, *, reason: str, detail: str, budget_text: str, dashboard
         incident_id=incident.id, fingerprint=incident.fingerprint, run=words.clean(incident.run, limit=80), state=incident.state,
         severity=incident.severity, reason=reason, at=now, title=incident.title, headline=_headline(case, now),
         sections=tuple(part for part in still_needed if part.text), because=_because(drift, detail, budget_text),
-        dashboard_url=dashboard_url, facts=_facts(case) | ({"chart": [list(point) for point in chart]} if drift.kind == "statistical" and chart else {}))
+        dashboard_url=incident_url(dashboard_url, incident.id), facts=_facts(case) | ({"chart": [list(point) for point in chart]} if drift.kind == "statistical" and chart else {}))
+
+
+def incident_url(dashboard_url: str, incident_id: str) -> str:
+    """The incident's page on the dashboard at `dashboard_url`; empty where there is no dashboard.
+
+    >>> incident_url("http://127.0.0.1:8501/", "inc_3f2a9d6b1c07")
+    'http://127.0.0.1:8501/incident?incident=inc_3f2a9d6b1c07'
+    """
+    return f"{dashboard_url.rstrip('/')}/incident?incident={quote(incident_id, safe='')}" if dashboard_url else ""
 
 
 def effect(drift: Drift, diagnosis: Diagnosis | None) -> tuple[float, str] | None:

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
+
+from dashboard import place
 
 _BELL = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path fill="#D55E00" d="M12 22a2.4 2.4 0 0 0 2.4-2.4H9.6A2.4
 2.4 0 0 0 12 22Zm7-6v-5.2c0-3.4-1.8-6.2-5-7V3a2 2 0 0 0-4 0v.8c-3.2.8-5 3.6-5 7V16l-2 2v1h18v-1l-2-2Z"/></svg>"""
 
-st.set_page_config(page_title="Klaxon", page_icon=_BELL, layout="wide")
-st.navigation([st.Page("pages/now.py", title="Now", icon=":material/monitor_heart:", default=True)], position="top").run()
+PAGES = (
+    ("now", "Now", ":material/monitor_heart:"), ("incident", "Incident", ":material/notifications_active:"),
+    ("slices", "Slices", ":material/grid_view:"), ("tokens", "Tokens", ":material/format_color_text:"),
+    ("training", "Training", ":material/trending_up:"), ("engine", "Engine", ":material/memory:"), ("klaxon", "Klaxon", ":material/hearing:"))
+"""File in pages/ and address, title, icon; the first is what `/` shows."""
+
+# Streamlit greys out what it is about to redraw; on a busy machine that would flicker every few seconds.
+_NO_DIMMING = "<style>[data-stale='true'] { opacity: 1 !important; transition: none !important; }</style>"
+
+_folder = Path(__file__).parent / "pages"
+_pages = {name: st.Page(_folder / f"{name}.py", title=title, icon=icon, url_path="" if name == PAGES[0][0] else name, default=name == PAGES[0][0])
+          for name, title, icon in PAGES if (_folder / f"{name}.py").is_file()}
+_named = st.Page(_folder / f"{PAGES[0][0]}.py", title=PAGES[0][1], url_path=PAGES[0][0], visibility="hidden")  # Streamlit gives a default page no address but /
+_chosen = st.navigation([*_pages.values(), _named], position="top")
+st.set_page_config(page_title=f"{_chosen.title} · Klaxon", page_icon=_BELL, layout="wide")
+st.html(_NO_DIMMING)
+place.enter(_pages, _chosen.title)
+_chosen.run()

@@ -1,7 +1,8 @@
 """The charts: a constant Vega-Lite specification each, and rows that change. A constant specification is what lets the
 page refresh without flicker. One table a chart; the column `row` says which layer a row belongs to.
 
-Rows: row, at (ms since 1970), value, low, high (units of the y axis), series (legend), text (hover).
+Rows: row, at (ms since 1970), value, low, high (units of the y axis), series (legend), text (hover),
+until (ms since 1970, where a span ends).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dashboard.client import Snapshot
 from dashboard.launch import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 
 HEIGHT = 290
-COLUMNS = ("row", "at", "value", "low", "high", "series", "text")
+COLUMNS = ("row", "at", "value", "low", "high", "series", "text", "until")
 _TIME_LABEL = ("utcFormat(datum.value, utcseconds(datum.value) ? '%H:%M:%S' : "
                "utchours(datum.value) || utcminutes(datum.value) ? '%H:%M' : '%d %b')")
 _LANES = 4  # heights at which neighbouring event labels stand, so that they do not cover each other
@@ -26,7 +27,7 @@ _WHOLE_DECADE = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) <
 _SMALLEST = 1e-7  # a log axis has no zero
 
 RULES = {"alarm": "alarm", "engine_down": "engine down", "engine_restart": "restart", "engine_config": "config change",
-         "engine_up": "engine up", "resolved": "resolved"}
+         "engine_up": "engine up", "acknowledged": "acknowledged", "silence": "silenced", "resolved": "resolved"}
 """Event kinds drawn over the whole height of a chart, with their label, the gravest first; TICKS are drawn at its foot."""
 TICKS = ("weights", "weights_announced", "weight_update", "engine_call")
 
@@ -41,6 +42,7 @@ class Look:
     y_format: str = ",.6~g"
     step: bool = False
     zero: bool = False
+    span: bool = False  # a stretch of time is shaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,8 @@ def specification(look: Look) -> dict[str, Any]:
     line = {"interpolate": "step-after"} if look.step else {}
     layers = [
         layer("frame").mark_point(opacity=0, tooltip=None).encode(x=x),
+        layer("span").mark_rect(opacity=0.25, color=ORANGE).encode(
+            x=x, x2="until:T", y=alt.value(0), y2=alt.value("height"), tooltip=alt.Tooltip("text:N", title="change")) if look.span else None,
         layer("limit").mark_rect(opacity=0.08, color=GREEN).encode(y=y, y2=alt.value("height")) if look.log else None,
         layer("band").mark_area(opacity=0.22, **line).encode(x=x, y=alt.Y("low:Q", title=look.y_title, scale=scale, axis=axis), y2="high:Q", color=colour),
         layer("limit").mark_rule(strokeWidth=1.6).encode(y=y, color=colour, strokeDash=dash, tooltip=hover[1:3]),
@@ -181,7 +185,7 @@ def _without_data(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chart(name: str, title: str, help: str, look: Look, rows: Iterable[dict[str, Any]], *, empty: str) -> Chart:
-    table = pd.DataFrame(list(rows), columns=list(COLUMNS)).astype({"at": float, "value": float, "low": float, "high": float})
+    table = pd.DataFrame(list(rows), columns=list(COLUMNS)).astype({"at": float, "value": float, "low": float, "high": float, "until": float})
     drawn = table[table["row"].isin(["line", "band"])][["value", "low"]].notna().to_numpy().any()
     return Chart(name=name, title=title, help=help, look=look, rows=table, empty=None if drawn else empty)
 

@@ -39,6 +39,7 @@ class Snapshot:
     series: pd.DataFrame
     evidence: pd.DataFrame  # newest row of each stream
     metrics: dict[str, pd.DataFrame] = field(default_factory=dict)  # "clip", "reward", … → rows of one metric
+    silences: list[dict[str, Any]] = field(default_factory=list)  # in force and to come
     start: float = 0.0  # UTC seconds of the window's left edge
     end: float = 0.0
 
@@ -54,28 +55,36 @@ def snapshot(client: httpx.Client, *, window_seconds: float | None, max_points: 
     Raises:
         Disconnected: with what is wrong, in words.
     """
-    status = _json(client, "/v1/status")
+    status = ask_json(client, "/v1/status")
     now = float(status.get("now") or 0.0)
     start = None if window_seconds is None else now - window_seconds
     span = {} if start is None else {"start": start}
-    series = _table(client, "/v1/series", max_points=max_points, **span)
+    series = ask_table(client, "/v1/series", max_points=max_points, **span)
     left = _left_edge(series, start, now)
     return Snapshot(
-        status=status, incidents=_json(client, "/v1/incidents"), series=series,
-        events=_json(client, "/v1/events", limit=400, **({} if start is None else {"since": start})),
-        weights=_json(client, "/v1/weights", limit=400), evidence=_table(client, "/v1/evidence", latest="true"),
+        status=status, incidents=ask_json(client, "/v1/incidents"), series=series,
+        events=ask_json(client, "/v1/events", limit=400, **({} if start is None else {"since": start})),
+        weights=ask_json(client, "/v1/weights", limit=400), evidence=ask_table(client, "/v1/evidence", latest="true"),
         metrics=_trainer_metrics(client, max_points=max_points, **span),
-        start=left, end=now)
+        silences=_silences(client), start=left, end=now)
 
 
 def signals(client: httpx.Client) -> list[dict[str, str]]:
     """name, formula, direction, level and unit of every signal the daemon can draw. Raises: Disconnected."""
-    return _json(client, "/v1/signals")
+    return ask_json(client, "/v1/signals")
 
 
 def signal_series(client: httpx.Client, name: str, *, start: float | None, max_points: int = 240) -> pd.DataFrame:
     """closed_at, NAME, NAME:min, NAME:max over the window. Raises: Disconnected."""
-    return _table(client, "/v1/series", signal=name, max_points=max_points, **({} if start is None else {"start": start}))
+    return ask_table(client, "/v1/series", signal=name, max_points=max_points, **({} if start is None else {"start": start}))
+
+
+def _silences(client: httpx.Client) -> list[dict[str, Any]]:
+    """Silences in force and to come; a read API without alerts has none."""
+    try:
+        return ask_json(client, "/v1/silences")
+    except Disconnected:
+        return []
 
 
 def _left_edge(series: pd.DataFrame, start: float | None, now: float) -> float:
@@ -87,13 +96,14 @@ def _left_edge(series: pd.DataFrame, start: float | None, now: float) -> float:
 
 def _trainer_metrics(client: httpx.Client, **params: Any) -> dict[str, pd.DataFrame]:
     names = [name for aliases in TRAINER_METRICS.values() for name in aliases]
-    found = _table(client, "/v1/metrics", name=names, **params)
+    found = ask_table(client, "/v1/metrics", name=names, **params)
     known = set(found["name"])
     chosen = {what: next((alias for alias in aliases if alias in known), None) for what, aliases in TRAINER_METRICS.items()}
     return {what: found[found["name"] == name].sort_values("at") for what, name in chosen.items() if name}
 
 
-def _json(client: httpx.Client, path: str, **params: Any) -> Any:
+def ask_json(client: httpx.Client, path: str, **params: Any) -> Any:
+    """What a JSON route of the daemon says. Raises Disconnected."""
     answer = _get(client, path, params)
     try:
         return answer.json()
@@ -101,7 +111,8 @@ def _json(client: httpx.Client, path: str, **params: Any) -> Any:
         raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon (no JSON at {path})") from None
 
 
-def _table(client: httpx.Client, path: str, **params: Any) -> pd.DataFrame:
+def ask_table(client: httpx.Client, path: str, **params: Any) -> pd.DataFrame:
+    """What an Arrow route of the daemon says. Raises Disconnected."""
     answer = _get(client, path, params)
     try:
         return pa.ipc.open_stream(io.BytesIO(answer.content)).read_pandas()

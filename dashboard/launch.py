@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-APP = Path(__file__).with_name("app.py")
+APP = Path(__file__).parent / "entry" / "klaxon_page.py"
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; the blue a little lighter, to be read on black too.
 BLUE, ORANGE, VERMILLION, GREEN, SKY, PURPLE, GREY = (

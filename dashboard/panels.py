@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import words
+from dashboard import place, story, words
 from dashboard.client import Snapshot
 from dashboard.words import clock, duration, number, percent, plain
 
@@ -25,7 +25,7 @@ EVENTS_SHOWN = 40
 def band(shot: Snapshot | None, problem: str, api: str) -> None:
     """The verdict in one coloured band: word, icon and colour say the same."""
     if problem:
-        verdict = _disconnected(shot, problem, api)
+        verdict = disconnected(shot, problem, api)
     else:
         verdict = words.verdict(shot.status, shot.incidents)
     box, icon = BANDS[verdict.tone]
@@ -40,7 +40,8 @@ def band(shot: Snapshot | None, problem: str, api: str) -> None:
             f"false alarms within {plain(status.get('budget', 'no stated budget'))}", f"as of {clock(now, now=now)}"]))
 
 
-def _disconnected(shot: Snapshot | None, problem: str, api: str) -> words.Verdict:
+def disconnected(shot: Snapshot | None, problem: str, api: str) -> words.Verdict:
+    """What to do while the daemon does not answer."""
     seen = ""
     if shot is not None:
         now = float(shot.status.get("now") or 0)
@@ -58,12 +59,27 @@ def incidents(shot: Snapshot) -> None:
     for item in still_open:
         with st.container(border=True, key=f"incident-{item.get('id')}"):
             _card(item, now)
+            _quiet([one for one in shot.silences if (one.get("match") or {}).get("fingerprint") == item.get("fingerprint")], now)
+            place.link("incident", "Open this incident", icon=":material/open_in_full:", incident=str(item.get("id")))
+    others = [one for one in shot.silences if (one.get("match") or {}).get("fingerprint") not in {item.get("fingerprint") for item in still_open}]
+    if others:
+        with st.container(border=True, key="silences"):
+            st.markdown("**Silences in force, and planned**")
+            _quiet(others, now)
     if resolved:
         with st.expander(f"{len(resolved)} resolved incident{'s' if len(resolved) > 1 else ''}", icon=":material/history:"):
             for item in resolved[:20]:
                 verdict = (item.get("diagnosis") or {}).get("verdict")
-                st.markdown(f"**{plain(item.get('title', 'Incident'))}** · {clock(item.get('opened_at'), now=now)}, resolved "
-                            f"{clock(item.get('resolved_at'), now=now)}" + (f" · {plain(verdict)}" if verdict else ""))
+                place.link("incident", f"**{plain(item.get('title', 'Incident'))}** · {clock(item.get('opened_at'), now=now)}, resolved "
+                            f"{clock(item.get('resolved_at'), now=now)}" + (f" · {plain(verdict)}" if verdict else ""), incident=str(item.get("id")))
+
+
+def _quiet(silences: Sequence[Mapping[str, Any]], now: float) -> None:
+    for one in silences:
+        match = one.get("match") or {}
+        covers = "" if set(match) == {"fingerprint"} else "".join(f" · {plain(key)} {plain(value)}" for key, value in match.items())
+        st.caption(f":material/notifications_off: Silence {plain(one.get('state'))}, until {clock(one.get('ends_at'), now=now)}, by "
+                   f"**{plain(one.get('author'))}**: {plain(one.get('reason'))}{covers}")
 
 
 def _card(item: Mapping[str, Any], now: float) -> None:
@@ -71,6 +87,8 @@ def _card(item: Mapping[str, Any], now: float) -> None:
     st.markdown(f"#### {plain(item.get('title', 'Incident'))}", anchors=False)
     with st.container(horizontal=True, gap="small"):
         st.badge(str(item.get("state", "firing")), icon=":material/notifications_active:", color="red" if item.get("state") == "firing" else "yellow")
+        if taken_by := story.owner(item):
+            st.badge(f"owner {plain(taken_by)}", icon=":material/person:", color="yellow")
         if diagnosis:
             sure = "confident" if diagnosis.get("confident") else "not sure yet"
             st.badge(f"{plain(diagnosis.get('verdict'))} · {sure}", icon=":material/troubleshoot:", color="blue")

@@ -17,6 +17,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
+from alerts import runbooks
 from alerts.service import Alerts
 from collector.errors import InputError
 from klaxon.verdict import Verdict
@@ -25,8 +26,8 @@ MAX_BODY_BYTES = 64 * 1024
 
 
 def alerts_router(alerts: Alerts, *, token: str | None, verdict: Callable[[str, float], Verdict], clock: Callable[[], float] = time.time) -> APIRouter:
-    """GET /v1/incidents/open, /v1/incidents/{id}, /v1/silences, /v1/messages/unsent and /v1/verdict; POST /v1/incidents/{id}/ack, /v1/silences
-    and /v1/messages/{id}/resend; DELETE /v1/silences/{id}. A mistake answers 400 with {"error": text}, a missing token 401, a browser 403."""
+    """GET /v1/incidents/open, /v1/incidents/{id}, /v1/runbooks/{name}, /v1/silences, /v1/messages/unsent and
+    /v1/verdict; POST /v1/incidents/{id}/ack, /v1/silences and /v1/messages/{id}/resend; DELETE /v1/silences/{id}. A mistake answers 400 with {"error": text}, a missing token 401, a browser 403."""
     router = APIRouter()
     _add_reads(router, alerts, verdict, clock)
 
@@ -69,6 +70,10 @@ def _add_reads(router: APIRouter, alerts: Alerts, verdict: Callable[[str, float]
     @router.get("/v1/incidents/{incident}")
     def explain(incident: str) -> Response:
         return JSONResponse(alerts.desk.explain(incident, now=clock()))
+
+    @router.get("/v1/runbooks/{name}")
+    def runbook(name: str) -> Response:
+        return JSONResponse({"name": name, "text": runbooks.page(name)})
 
     @router.get("/v1/silences")
     def silences(ended: bool = False) -> Response:

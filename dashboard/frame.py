@@ -6,25 +6,21 @@ A page that shows old or no data says so first, and what to do; a part that cann
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import pandas as pd
 import streamlit as st
 
-from dashboard import panels, words
-from dashboard.client import TIMEOUT_SECONDS, Disconnected, _json, _table, api_url
+from dashboard import drawing, panels, place, words
+from dashboard.asking import CHARTS_SECONDS as REFRESH_SECONDS
+from dashboard.asking import UNREADABLE, connection
+from dashboard.client import Disconnected, api_url, ask_json, ask_table
 
 log = logging.getLogger("klaxon.dashboard")
 
-REFRESH_SECONDS = 4.0
 MOST_KEPT = 40  # answers a viewer keeps for when the daemon is away
-WINDOWS: dict[str, float | None] = {"5 min": 300.0, "30 min": 1800.0, "3 h": 10_800.0, "24 h": 86_400.0, "All": None}
-# Streamlit greys out what it is about to redraw; on a busy machine that would flicker every few seconds.
-_NO_DIMMING = "<style>[data-stale='true'] { opacity: 1 !important; transition: none !important; }</style>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,22 +36,14 @@ class Seen:
         return float(self.status.get("now") or 0.0)
 
 
-@st.cache_resource
-def http(base: str) -> httpx.Client:
-    """One client a daemon, shared by everybody who looks."""
-    token = os.environ.get("KLAXON_TOKEN", "")  # the daemon asks for it where the page is on another machine
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return httpx.Client(base_url=base, timeout=TIMEOUT_SECONDS, trust_env=False, headers=headers)
-
-
 @st.cache_data(ttl=REFRESH_SECONDS / 2, max_entries=64, show_spinner=False)
 def _cached_table(base: str, path: str, asked: tuple[tuple[str, Any], ...]) -> pd.DataFrame:
-    return _table(http(base), path, **dict(asked))
+    return ask_table(connection(base), path, **dict(asked))
 
 
 @st.cache_data(ttl=REFRESH_SECONDS / 2, max_entries=64, show_spinner=False)
 def _cached_json(base: str, path: str, asked: tuple[tuple[str, Any], ...]) -> Any:
-    return _json(http(base), path, **dict(asked))
+    return ask_json(connection(base), path, **dict(asked))
 
 
 def table(path: str, **params: Any) -> pd.DataFrame:
@@ -94,17 +82,11 @@ def _asked(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted((name, value) for name, value in params.items() if value not in (None, ())))
 
 
-def header(title: str, icon: str, about: str, *, window: bool = True) -> str:
-    """The page's first line, with the window beside it; returns the window's name."""
-    st.html(_NO_DIMMING)
-    chosen = "All"
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.markdown(f"## :material/{icon}: {title}", anchors=False, width="content")
-        if window:
-            chosen = st.segmented_control("Time window", list(WINDOWS), default="30 min", required=True, key="window", bind="query-params",
-                                          label_visibility="collapsed", help="How far back this page looks") or "30 min"
+def header(title: str, icon: str, about: str, *, windows: bool = True) -> str:
+    """The page's first line, with the window beside it, and what the page answers; returns the window's key in place.WINDOWS."""
+    window = drawing.header(f":material/{icon}: {title}", windows=windows)
     st.caption(about)
-    return chosen
+    return window if windows else "all"
 
 
 def look(window: str) -> Seen | None:
@@ -120,12 +102,12 @@ def look(window: str) -> Seen | None:
         status, problem = st.session_state.get("seen_status"), str(error)
     st.session_state["away"] = bool(problem)
     if not isinstance(status, Mapping):
-        status, problem = None, problem or "the daemon's answer could not be read; is it the same version as this page?"
+        status, problem = None, problem or UNREADABLE
     with slot:
         _state(status, problem)
     if status is None:
         return None
-    seconds = WINDOWS[window]
+    seconds = place.WINDOWS[window]
     return Seen(status=status, start=None if seconds is None else _quantised(float(status.get("now") or 0.0) - seconds))
 
 

@@ -91,7 +91,7 @@ def cells(table: pd.DataFrame, key: str, *, order: Mapping[str, int] | None = No
     order = order or {}
     made = pd.DataFrame({
         "row": "own", "label": [short(one) for one in keys], "text": [short(one) for one in keys], "n": table["n_tokens"].astype(float),
-        "value": table["mean_abs_d"].clip(lower=SMALLEST), "slice": ["" if one is None else write({key: one}) for one in keys],
+        "value": table["mean_abs_d"].clip(lower=SMALLEST), "slice": ["" if one is None else write(key, one) for one in keys],
         "order": [order.get(one or "", -1) for one in keys], "picked": [one is not None and one == picked for one in keys]})
     error = 2 * table["mean_abs_d_se"].fillna(0.0)
     made["low"], made["high"] = (table["mean_abs_d"] - error).clip(lower=0.0), table["mean_abs_d"] + error

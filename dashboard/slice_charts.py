@@ -111,7 +111,7 @@ def replicas(table: pd.DataFrame, *, start: float, end: float) -> dict[str, pd.D
     rows = cells(table, "replica")
     rows["replica"] = table["replica"].astype(str)
     together = [{"row": "all", "at": at, "value": (part["value"] * part["n"]).sum() / part["n"].sum()} for at, part in rows.groupby("at")]
-    top = float(rows["value"].max())
+    top = float(rows["high"].max())
     frame = [{"row": "frame", "at": 1000 * start, "value": 0.0}, {"row": "frame", "at": 1000 * end, "value": top}]
     shared = pd.DataFrame([*frame, *together])
     means = (rows["value"] * rows["n"]).groupby(rows["replica"]).sum() / rows.groupby("replica")["n"].sum()

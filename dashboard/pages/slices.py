@@ -57,7 +57,7 @@ def _clicked(key: str) -> None:
 
 
 def _boxed() -> None:
-    _choose(st.session_state.get("slice_box") or {})
+    _choose(st.session_state.get("slice_choices", {}).get(st.session_state.get("slice_box"), {}))
 
 
 @st.fragment(run_every=REFRESH_SECONDS)
@@ -94,15 +94,16 @@ def _ask(seen: Seen, slice_: Mapping[str, str], *by: str, points: int = 0, most:
 
 def _filter(slice_: Mapping[str, str], whole: pd.DataFrame | None) -> None:
     """What is looked at, a box to choose from, and the way back."""
-    choices = [] if whole is None else [{"replica": str(name)} for name in dict.fromkeys(whole["replica"].dropna())]
-    choices += [{"position": name} for name in POSITIONS] + [{"cached": "hit"}, {"cached": "none"}]
-    chosen = dict(slice_) or None
-    if chosen and chosen not in choices:
-        choices.insert(0, chosen)
-    if st.session_state.get("slice_box") != chosen:
-        st.session_state["slice_box"] = chosen
-    st.selectbox("Slice", choices, key="slice_box", on_change=_boxed, placeholder="Everything. Click a mark in any chart, or choose a slice here",
-                 format_func=slice_words.say, label_visibility="collapsed", help="Every other chart shows this slice alone; the address of the page keeps it")
+    offered = [] if whole is None else [{"replica": str(name)} for name in dict.fromkeys(whole["replica"].dropna())]
+    offered += [{"position": name} for name in POSITIONS] + [{"cached": "hit"}, {"cached": "none"}]
+    chosen = dict(slice_)
+    choices = {slice_words.say(one): one for one in ([] if chosen in offered or not chosen else [chosen]) + offered}
+    st.session_state["slice_choices"] = choices
+    said = slice_words.say(chosen) if chosen else None
+    if st.session_state.get("slice_box") != said:
+        st.session_state["slice_box"] = said
+    st.selectbox("Slice", list(choices), key="slice_box", on_change=_boxed, placeholder="Everything. Click a mark in any chart, or choose a slice here",
+                 label_visibility="collapsed", help="Every other chart shows this slice alone; the address of the page keeps it")
     if slice_:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f":material/filter_alt: Only **{plain(slice_words.say(slice_))}**. Charts of that key itself still show all its values.", width="content")

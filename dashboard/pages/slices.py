@@ -102,7 +102,7 @@ def _filter(slice_: Mapping[str, str], whole: pd.DataFrame | None) -> None:
     said = slice_words.say(chosen) if chosen else None
     if st.session_state.get("slice_box") != said:
         st.session_state["slice_box"] = said
-    st.selectbox("Slice", list(choices), key="slice_box", on_change=_boxed, placeholder="Everything. Click a mark in any chart, or choose a slice here",
+    st.selectbox("Slice", list(choices), index=None, key="slice_box", on_change=_boxed, placeholder="Everything. Click a mark in any chart, or choose a slice here",
                  label_visibility="collapsed", help="Every other chart shows this slice alone; the address of the page keeps it")
     if slice_:
         with st.container(horizontal=True, vertical_alignment="center"):

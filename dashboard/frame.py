@@ -13,14 +13,13 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import drawing, panels, words
-from dashboard.asking import connection
+from dashboard import drawing, panels, place, words
+from dashboard.asking import CHARTS_SECONDS as REFRESH_SECONDS
+from dashboard.asking import UNREADABLE, connection
 from dashboard.client import Disconnected, api_url, ask_json, ask_table
-from dashboard.place import WINDOWS
 
 log = logging.getLogger("klaxon.dashboard")
 
-REFRESH_SECONDS = 4.0
 MOST_KEPT = 40  # answers a viewer keeps for when the daemon is away
 
 
@@ -83,11 +82,11 @@ def _asked(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted((name, value) for name, value in params.items() if value not in (None, ())))
 
 
-def header(title: str, icon: str, about: str, *, window: bool = True) -> str:
-    """The page's first lines, with the time range beside them; returns the key of place.WINDOWS, "all" for a page without one."""
-    chosen = drawing.header(f":material/{icon}: {title}", windows=window)
+def header(title: str, icon: str, about: str, *, windows: bool = True) -> str:
+    """The page's first line, with the window beside it, and what the page answers; returns the window's key in place.WINDOWS."""
+    window = drawing.header(f":material/{icon}: {title}", windows=windows)
     st.caption(about)
-    return chosen if window else "all"
+    return window if windows else "all"
 
 
 def look(window: str) -> Seen | None:
@@ -103,12 +102,12 @@ def look(window: str) -> Seen | None:
         status, problem = st.session_state.get("seen_status"), str(error)
     st.session_state["away"] = bool(problem)
     if not isinstance(status, Mapping):
-        status, problem = None, problem or "the daemon's answer could not be read; is it the same version as this page?"
+        status, problem = None, problem or UNREADABLE
     with slot:
         _state(status, problem)
     if status is None:
         return None
-    seconds = WINDOWS[window]
+    seconds = place.WINDOWS[window]
     return Seen(status=status, start=None if seconds is None else _quantised(float(status.get("now") or 0.0) - seconds))
 
 

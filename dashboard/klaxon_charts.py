@@ -17,16 +17,16 @@ FULL = 0.8  # a longer bar has its number inside
 @cache
 def bars(what: str, x_title: str) -> dict[str, Any]:
     """One bar a line, from 0 to 100 %, with its number at the end."""
-    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order"}, "axis": {"labelLimit": 170, "grid": False}}
+    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order", "op": "min"}, "axis": {"labelLimit": 170, "grid": False}}
     x = {"field": "value", "type": "quantitative", "title": x_title, "scale": {"domain": [0, 1], "clamp": True}, "axis": {"format": ".0%", "tickCount": 5}}
-    hover = [{"field": "text", "type": "nominal", "title": what}, {"field": "value", "type": "quantitative", "format": ".3~%", "title": x_title},
+    hover = [{"field": "text", "type": "nominal", "title": what}, {"field": "value", "type": "quantitative", "format": ".1~%", "title": x_title},
              {"field": "n", "type": "quantitative", "format": ",.0f", "title": "tokens compared"},
              {"field": "seen", "type": "quantitative", "format": ",.0f", "title": "tokens served"}]
     return {"height": {"step": 30}, "layer": [
         {"mark": {"type": "bar", "color": BLUE, "height": 16, "tooltip": True}, "encoding": {"x": x, "y": y, "tooltip": hover}},
         *({"transform": [{"filter": f"datum.value {side} {FULL}"}],
            "mark": {"type": "text", "align": align, "dx": dx, "fontSize": 11, "fontWeight": 600, "color": colour},
-           "encoding": {"x": x, "y": y, "text": {"field": "value", "type": "quantitative", "format": ".3~%"}}}
+           "encoding": {"x": x, "y": y, "text": {"field": "value", "type": "quantitative", "format": ".1~%"}}}
           for side, align, dx, colour in (("<=", "left", 5, BLUE), (">", "right", -5, "white")))]}
 
 

@@ -72,7 +72,7 @@ def heat_grid(x_title: str, y_title: str) -> dict[str, Any]:
 @cache
 def dots(what: str) -> dict[str, Any]:
     """One line a value of the key: its mean with two standard errors to either side; the dashed line is the healthy floor."""
-    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order"}, "axis": {"labelLimit": 210, "grid": False}}
+    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order", "op": "min"}, "axis": {"labelLimit": 210, "grid": False}}
     x = {"type": "quantitative", "title": VALUE, "scale": {"zero": True, "nice": True}, "axis": {"tickCount": 5, "format": ".2~g"}}
     colour = {"condition": {"test": "datum.picked", "value": VERMILLION}, "value": BLUE}
     return {"height": {"step": 32}, "layer": [
@@ -91,7 +91,7 @@ def cells(table: pd.DataFrame, key: str, *, order: Mapping[str, int] | None = No
     order = order or {}
     made = pd.DataFrame({
         "row": "own", "label": [short(one) for one in keys], "text": [short(one) for one in keys], "n": table["n_tokens"].astype(float),
-        "value": table["mean_abs_d"].clip(lower=SMALLEST), "slice": ["" if one is None else write({key: one}) for one in keys],
+        "value": table["mean_abs_d"].clip(lower=SMALLEST), "slice": ["" if one is None else write(key, one) for one in keys],
         "order": [order.get(one or "", -1) for one in keys], "picked": [one is not None and one == picked for one in keys]})
     error = 2 * table["mean_abs_d_se"].fillna(0.0)
     made["low"], made["high"] = (table["mean_abs_d"] - error).clip(lower=0.0), table["mean_abs_d"] + error
@@ -111,7 +111,7 @@ def replicas(table: pd.DataFrame, *, start: float, end: float) -> dict[str, pd.D
     rows = cells(table, "replica")
     rows["replica"] = table["replica"].astype(str)
     together = [{"row": "all", "at": at, "value": (part["value"] * part["n"]).sum() / part["n"].sum()} for at, part in rows.groupby("at")]
-    top = float(rows["value"].max())
+    top = float(rows["high"].max())
     frame = [{"row": "frame", "at": 1000 * start, "value": 0.0}, {"row": "frame", "at": 1000 * end, "value": top}]
     shared = pd.DataFrame([*frame, *together])
     means = (rows["value"] * rows["n"]).groupby(rows["replica"]).sum() / rows.groupby("replica")["n"].sum()

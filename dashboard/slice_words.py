@@ -15,32 +15,34 @@ SLICED = ("replica", "position", "version", "cached", "lag")
 LABELLED = ("env", "turn", "probability", "replica", "version")
 """Which keys can be looked at together: those of the stored slices, and those of the sampled rollouts."""
 
-_PART = re.compile(rf"(?:^|[;,&]\s*)({'|'.join(KEYS)})\s*[=:]")
+LONGEST = 512  # characters
 
 
-def read(text: str | None) -> dict[str, str]:
-    """A slice out of the page's address; what is no slice is left out.
+def read(text: str) -> dict[str, str]:
+    """A mark's slice; what is none is left out.
 
-    >>> read("replica=http://10.0.0.3:8000;position=4k-16k"), read("position:16k+"), read("hello"), read(None)
-    ({'replica': 'http://10.0.0.3:8000', 'position': '4k-16k'}, {'position': '16k+'}, {}, {})
+    >>> read("replica=http://10.0.0.3:8000"), read("hello"), read("colour=red")
+    ({'replica': 'http://10.0.0.3:8000'}, {}, {})
     """
-    text = (text or "")[:1024]
-    found: dict[str, str] = {}
-    marks = list(_PART.finditer(text))
-    for index, mark in enumerate(marks):
-        end = marks[index + 1].start() if index + 1 < len(marks) else len(text)
-        if value := text[mark.end():end].strip():
-            found.setdefault(mark.group(1), value)
-    return found
+    return known(dict([text.partition("=")[::2]]))
 
 
-def write(slice_: Mapping[str, str]) -> str:
+def known(slice_: Mapping[str, str]) -> dict[str, str]:
+    """The part of a slice that can be looked at; an alarm's may name more (single requests).
+
+    >>> known({"replica": "a", "requests": "f3", "turn": ""})
+    {'replica': 'a'}
+    """
+    return {key: value[:LONGEST] for key, value in slice_.items() if key in KEYS and value}
+
+
+def write(key: str, value: str) -> str:
     """The inverse of `read`.
 
-    >>> write({"replica": "a", "position": "0-1k"})
-    'replica=a;position=0-1k'
+    >>> write("position", "0-1k")
+    'position=0-1k'
     """
-    return ";".join(f"{key}={value}" for key, value in slice_.items())
+    return f"{key}={value}"
 
 
 def say(slice_: Mapping[str, str]) -> str:

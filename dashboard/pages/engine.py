@@ -137,4 +137,4 @@ def _report(report: Mapping[str, Any], seen: Seen, *, expanded: bool) -> None:
                         st.code(str(row["do"]), language="bash", wrap_lines=True)
 
 
-_body(frame.header("Engine", "memory", "Do the engine's settings fit what the trainer assumes, and what changed when?", window=False))
+_body(frame.header("Engine", "memory", "Do the engine's settings fit what the trainer assumes, and what changed when?", windows=False))

@@ -168,4 +168,4 @@ def _storage(seen: Seen) -> None:
                 st.markdown("\n".join(f"- {plain(one)}" for one in refusals))
 
 
-_body(frame.header("Klaxon", "notifications_active", "Does the watcher itself see enough, keep up, and keep its promise?"))
+_body(frame.header("Klaxon", "hearing", "Does the watcher itself see enough, keep up, and keep its promise?"))

@@ -16,7 +16,7 @@ POINTS = 60
 REPLICAS_SHOWN = 16
 VERSIONS_SHOWN = 16
 POSITIONS = {"0-1k": 0, "1k-4k": 1, "4k-16k": 2, "16k+": 3}
-BINS = {name: place for place, name in enumerate(("p < 1 %", "1–10 %", "10–50 %", "50–90 %", "90–99 %", "p ≥ 99 %"))}
+BINS = {name: order for order, name in enumerate(("p < 1 %", "1–10 %", "10–50 %", "50–90 %", "90–99 %", "p ≥ 99 %"))}
 DOTS = {
     "cached": ("Prefix cache", "Mean |d| of requests that took a part of their prompt from the prefix cache, and of those that did not: a gap that "
                "opens after a weight update is a stale cache. Dashed: the healthy floor.", None),
@@ -37,14 +37,14 @@ def _slice() -> dict[str, str]:
 
     A callback leaves its choice for the run that follows: an address set in a callback reaches the browser one run late.
     """
-    if (text := st.session_state.pop("slice_next", None)) is not None:
-        place.go(slice=slice_words.read(text))
-    return {key: value for key, value in place.slice_().items() if key in slice_words.KEYS}
+    if (chosen := st.session_state.pop("slice_next", None)) is not None:
+        place.go(slice=chosen)
+    return slice_words.known(place.slice_())
 
 
-def _choose(text: str | None, *, afresh: bool = True) -> None:
+def _choose(slice_: Mapping[str, str], *, afresh: bool = True) -> None:
     """Look at this slice from the next run on; `afresh`: what was clicked in the charts before is forgotten, and can be clicked again."""
-    st.session_state["slice_next"] = text or ""
+    st.session_state["slice_next"] = dict(slice_)
     if afresh:
         st.session_state["slice_round"] = st.session_state.get("slice_round", 0) + 1
 
@@ -52,13 +52,12 @@ def _choose(text: str | None, *, afresh: bool = True) -> None:
 def _clicked(key: str) -> None:
     """A mark was clicked: its slice replaces the one of the same key. A click beside the marks changes nothing."""
     picked = ((st.session_state.get(key) or {}).get("selection") or {}).get("pick") or []
-    found = slice_words.read(str(picked[0].get("slice", "")) if picked else "")
-    if found:
-        _choose(slice_words.write({**_slice(), **found}), afresh=False)
+    if found := slice_words.read(str(picked[0].get("slice", "")) if picked else ""):
+        _choose({**_slice(), **found}, afresh=False)
 
 
 def _boxed() -> None:
-    _choose(st.session_state.get("slice_box"))
+    _choose(st.session_state.get("slice_choices", {}).get(st.session_state.get("slice_box"), {}))
 
 
 @st.fragment(run_every=REFRESH_SECONDS)
@@ -95,20 +94,20 @@ def _ask(seen: Seen, slice_: Mapping[str, str], *by: str, points: int = 0, most:
 
 def _filter(slice_: Mapping[str, str], whole: pd.DataFrame | None) -> None:
     """What is looked at, a box to choose from, and the way back."""
-    names = [] if whole is None else [f"replica={name}" for name in dict.fromkeys(whole["replica"].dropna())]
-    names += [f"position={name}" for name in POSITIONS] + ["cached=hit", "cached=none"]
-    chosen = slice_words.write(slice_) or None
-    if chosen and chosen not in names:
-        names.insert(0, chosen)
-    if st.session_state.get("slice_box") != chosen:
-        st.session_state["slice_box"] = chosen
-    st.selectbox("Slice", names, key="slice_box", on_change=_boxed, placeholder="Everything. Click a mark in any chart, or choose a slice here",
-                 format_func=lambda text: slice_words.say(slice_words.read(text)), label_visibility="collapsed",
-                 help="Every other chart shows this slice alone; the address of the page keeps it")
+    offered = [] if whole is None else [{"replica": str(name)} for name in dict.fromkeys(whole["replica"].dropna())]
+    offered += [{"position": name} for name in POSITIONS] + [{"cached": "hit"}, {"cached": "none"}]
+    chosen = dict(slice_)
+    choices = {slice_words.say(one): one for one in ([] if chosen in offered or not chosen else [chosen]) + offered}
+    st.session_state["slice_choices"] = choices
+    said = slice_words.say(chosen) if chosen else None
+    if st.session_state.get("slice_box") != said:
+        st.session_state["slice_box"] = said
+    st.selectbox("Slice", list(choices), index=None, key="slice_box", on_change=_boxed, placeholder="Everything. Click a mark in any chart, or choose a slice here",
+                 label_visibility="collapsed", help="Every other chart shows this slice alone; the address of the page keeps it")
     if slice_:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f":material/filter_alt: Only **{plain(slice_words.say(slice_))}**. Charts of that key itself still show all its values.", width="content")
-            st.button("Show everything", key="slice_off", icon=":material/filter_alt_off:", on_click=_choose, args=("",), type="tertiary")
+            st.button("Show everything", key="slice_off", icon=":material/filter_alt_off:", on_click=_choose, args=({},), type="tertiary")
 
 
 def _replicas(table: pd.DataFrame | None, seen: Seen, slice_: Mapping[str, str]) -> None:
@@ -123,8 +122,8 @@ def _replicas(table: pd.DataFrame | None, seen: Seen, slice_: Mapping[str, str])
         known = int(table["of"].iloc[0])
         if known > len(shown):
             st.caption(f"{len(shown)} of {known} replicas: those furthest off.")
-        for place in range(0, len(shown), 4):
-            for column, (name, rows) in zip(st.columns(4, gap="small"), shown[place:place + 4], strict=False):
+        for first in range(0, len(shown), 4):
+            for column, (name, rows) in zip(st.columns(4, gap="small"), shown[first:first + 4], strict=False):
                 with column:
                     _replica(name, rows, chosen=slice_.get("replica") == name)
         download(head, table, "replicas")
@@ -143,7 +142,7 @@ def _replica(name: str, rows: pd.DataFrame, *, chosen: bool) -> None:
 
 def _choose_replica(name: str) -> None:
     now = _slice()
-    _choose(slice_words.write({key: value for key, value in now.items() if key != "replica"} if now.get("replica") == name else {**now, "replica": name}))
+    _choose({key: value for key, value in now.items() if key != "replica"} if now.get("replica") == name else {**now, "replica": name})
 
 
 def _position(seen: Seen, slice_: Mapping[str, str]) -> None:
@@ -198,7 +197,7 @@ def _dots(key: str, seen: Seen, slice_: Mapping[str, str]) -> None:
 def _in_turn(turns: pd.Series) -> dict[str, int]:
     """Turns by number, names after them."""
     names = sorted(map(str, turns), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-    return {name: place for place, name in enumerate(names)}
+    return {name: number for number, name in enumerate(names)}
 
 
 def _plot(rows: pd.DataFrame, spec: dict[str, Any], name: str, alt: str) -> None:

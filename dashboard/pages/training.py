@@ -93,4 +93,4 @@ def _about_band(band: Mapping[str, Any]) -> None:
         st.caption("Two finished runs are compared by `klaxon compare RUN RUN`: same, different, or cannot tell, with an interval.")
 
 
-_body(frame.header("Training", "show_chart", "Does this run learn the way trusted runs learnt? All numbers are the trainer's own; Klaxon only draws and judges them."))
+_body(frame.header("Training", "trending_up", "Does this run learn the way trusted runs learnt? All numbers are the trainer's own; Klaxon only draws and judges them."))

@@ -192,7 +192,7 @@ class Daemon:
     def keep_status(self) -> None:
         """Leave the status beside the store, for those who open the files later."""
         try:
-            keep_status(Path(self.config.run.dir), self.live.status())
+            keep_status(Path(self.config.run.dir), {**self.live.status(), "audit": self.live.audit(), "reference_band": self.live.reference_band()})
         except Unavailable as error:
             self.counts["store_errors"] += 1
             log.error("%s", error)

@@ -82,6 +82,14 @@ class Sealed:
         """Newest first."""
         return self._alerts.incidents(limit)
 
+    def audit(self) -> dict[str, Any]:
+        """The engine's settings as the daemon last judged them."""
+        return self._status.get("audit") or {"checks": [], "history": [], "preflights": []}
+
+    def reference_band(self) -> dict[str, Any]:
+        """The band the daemon last held the trainer's metrics against."""
+        return self._status.get("reference_band") or {}
+
     def judged(self, run: str, now: float) -> Verdict:
         """No trainer may trust a daemon that is gone."""
         seen = Seen(run=self._status["run"], last_rollout_at=None, last_compared_at=None, last_batch_at=None,

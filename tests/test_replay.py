@@ -155,6 +155,7 @@ def test_the_files_of_the_run_are_served_without_its_daemon_and_nothing_in_them_
             time.sleep(0.1)
     assert process.poll() is None, process.communicate()[1]
     assert status["sealed"] and status["run"] == "v0-to-v1" and status["counts"]["scored"] == story["rollouts_scored"]
+    assert any(check["name"] == "logprobs mode" for check in httpx.get(f"{url}/v1/audit", trust_env=False).json()["checks"])
     incident, = httpx.get(f"{url}/v1/incidents", trust_env=False).json()
     assert incident["state"] == "resolved" and httpx.get(f"{url}/v1/incidents/{incident['id']}", trust_env=False).json()["decisions"]
     assert len(httpx.get(f"{url}/v1/series", trust_env=False).content) > 1000

@@ -73,7 +73,7 @@ def test_sigint_reaches_a_child_although_the_demo_itself_was_started_with_it_ign
 
 
 def test_children_are_stopped_last_started_first(tmp_path: Path) -> None:
-    code = "import sys, time\nprint('up', flush=True)\ntry: time.sleep(600)\nexcept KeyboardInterrupt: open(sys.argv[1], 'a').write(sys.argv[2])"
+    code = "import sys, time\ntry:\n    print('up', flush=True)\n    time.sleep(600)\nexcept KeyboardInterrupt: open(sys.argv[1], 'a').write(sys.argv[2])"
     with Children() as children:
         for name in "abc":
             child = children.start(Child(name, [sys.executable, "-c", code, str(tmp_path / "order"), name], log=tmp_path / name))

@@ -52,7 +52,7 @@ def test_a_child_that_ignores_every_polite_signal_is_killed_with_what_it_started
 
 
 def test_a_polite_child_ends_by_itself_on_sigint(tmp_path: Path) -> None:
-    code = "import time\nprint('up', flush=True)\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('bye', flush=True)"
+    code = "import time\ntry:\n    print('up', flush=True)\n    time.sleep(600)\nexcept KeyboardInterrupt: print('bye', flush=True)"
     child = Child("polite", [sys.executable, "-c", code], log=tmp_path / "log")
     child.start()
     assert until(lambda: "up" in child.tail())

@@ -34,13 +34,15 @@ def find_part(bench: Bench, floor_nats: float) -> Part | None:
     return None if broken is None else _from_position(broken, bench.config.confidence_z)
 
 
-ASKED = 6
-"""Rollouts whose donors are sought where every one of them is off."""
+ASKED, FOREIGN_NATS = 6, 0.5
+"""Rollouts whose donors are sought where every one of them is off, by so much at least: answers to other prompts are off by more than a nat."""
 
 
 def find_swapped(bench: Bench, floor_nats: float) -> Part | None:
     """Every rollout holds the answer to another one's prompt, by the donors of a few; None when fewer than half of those have one."""
     limit = bench.config.at_floor_ratio * floor_nats
+    if bench.sheet.residual(bench.view("expected")) < FOREIGN_NATS:
+        return None
     asked = list(range(0, len(bench.sheet.rollouts), max(1, len(bench.sheet.rollouts) // ASKED)))[:ASKED]
     donors = find_donors(bench, asked, limit=limit)
     if 2 * len(donors) < max(len(asked), 2):

@@ -166,11 +166,13 @@ def with_findings(verdict: Diagnosis, findings: Sequence[Finding]) -> Diagnosis:
     """
     if not findings or not verdict.causes:
         return verdict
+    doubtful = not verdict.confident
     for finding in findings:
         if finding.decisive and (cause := EXPERIMENTS[finding.name].confirms):
             verdict = _confirmed(verdict, cause)
     first, *rest = verdict.causes
-    return replace(verdict, causes=(replace(first, evidence=(*(one.text for one in findings), *first.evidence)), *rest))
+    own = [f"without the experiment {text}" if text.startswith("not sure:") and doubtful and verdict.confident else text for text in first.evidence]
+    return replace(verdict, causes=(replace(first, evidence=(*(one.text for one in findings), *own)), *rest))
 
 
 def _confirmed(verdict: Diagnosis, cause: str) -> Diagnosis:

@@ -210,6 +210,14 @@ def test_what_an_experiment_saw_reaches_the_incident_and_one_that_cannot_be_made
     assert [kind for kind, _ in said] == ["experiment", "experiment_failed"] and "no engine answers" in said[1][1]
 
 
+@pytest.mark.parametrize(("decisive", "said"), [(True, "without the experiment not sure: 0.0300 nats remain"), (False, "not sure: 0.0300 nats remain")])
+def test_doubts_that_an_experiment_ended_are_told_as_such(decisive: bool, said: str) -> None:
+    asked = verdict("stale_prefix_cache")
+    asked = replace(asked, causes=(replace(asked.causes[0], evidence=("residual", "not sure: 0.0300 nats remain")),))
+    found = with_findings(asked, [replace(FINDING, decisive=decisive)])
+    assert found.causes[0].evidence == (FINDING.text, "residual", said) and found.confident == decisive
+
+
 def test_an_experiment_that_confirms_no_cause_is_evidence_alone() -> None:
     finding = replace(FINDING, name="self_score", text="experiment self_score: …")
     found = with_findings(verdict("engine_numerics", rivals={"healthy": 0.12, "stale_prefix_cache": 0.05}), [finding])

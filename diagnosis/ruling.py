@@ -176,6 +176,8 @@ def _rivals(bench: Bench, field: Sequence[Prediction], leader: Prediction, settl
     for one in field:
         if one.cause in (leader.cause, settled) and one.second == leader.second:
             continue
+        if not leader.second and one.second and leader.cause in (one.cause, one.second):
+            continue  # the leader and something smaller than the margin beside it
         contrast = bench.sheet.contrast(one.values_N, leader.values_N)
         if not beats(contrast, bench.config):
             factor = (bench.config.confidence_z / contrast.z) ** 2 if contrast.z > 0 else math.inf

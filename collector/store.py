@@ -25,7 +25,8 @@ import pyarrow as pa
 from collector.errors import Unavailable
 from collector.records import BatchStats, Evidence, Rollout, Score, WeightVersion
 from collector.store_config import StoreConfig
-from collector.store_schema import VERSION, batch_tables, batches_from, ddl, request_hash, rollout_row, to_arrow
+from collector.store_migrations import VERSION, migrate
+from collector.store_schema import batch_tables, batches_from, ddl, request_hash, rollout_row, to_arrow
 
 log = logging.getLogger("klaxon.store")
 
@@ -44,6 +45,7 @@ class Store:
     def __init__(self, path: str | Path, *, memory_limit: str = "512MB", threads: int = 2) -> None:
         self.path = Path(path)
         self.notices: list[str] = []  # what went wrong while opening, in words for the operator
+        self.migrated: list[str] = []  # what was done to a file of an earlier release, in words for the operator
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         self._invalid = False  # after a fatal fault DuckDB refuses everything until the file is opened again
@@ -231,19 +233,31 @@ class Store:
         raise Unavailable(f"{self.path}: cannot be read, even without its write-ahead log; move it aside and start again")
 
     def _prepare(self) -> str:
-        """Create the tables once and return the key of the request hashes."""
+        """Create the tables once, or bring an older file's here; returns the key of the request hashes."""
         with self._lock, self._cursor() as cursor:
-            for statement in ddl():
-                cursor.execute(statement).fetchall()
-            meta = dict(cursor.execute("SELECT key, value FROM meta").fetchall())
-            if not meta:
-                meta = {"version": VERSION, "request_key": secrets.token_hex(32)}
-                _insert(cursor, "meta", [{"key": key, "value": value} for key, value in meta.items()])
-            if meta["version"] != VERSION:
-                raise Unavailable(f"{self.path}: has store format {meta['version']}, this Klaxon writes {VERSION}; "
-                                  "use the Klaxon that wrote it, or set [store] path to a new file")
+            cursor.begin()
+            try:
+                meta = self._tables(cursor)
+            except BaseException:
+                _rollback(cursor)
+                raise
+            cursor.commit()
             cursor.execute("CHECKPOINT").fetchall()
             return meta["request_key"]
+
+    def _tables(self, cursor: duckdb.DuckDBPyConnection) -> dict[str, str]:
+        """All of the tables as this Klaxon has them, in the caller's transaction; returns `meta`."""
+        if not cursor.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'").fetchall():
+            for statement in ddl():
+                cursor.execute(statement).fetchall()
+        meta = dict(cursor.execute("SELECT key, value FROM meta").fetchall())
+        if not meta:
+            meta = {"version": str(VERSION), "request_key": secrets.token_hex(32)}
+            _insert(cursor, "meta", [{"key": key, "value": value} for key, value in meta.items()])
+        if said := migrate(cursor, meta["version"], where=str(self.path)):
+            cursor.execute("UPDATE meta SET value = ? WHERE key = 'version'", [str(VERSION)]).fetchall()
+            self.migrated = said
+        return meta
 
 
 def _insert(cursor: duckdb.DuckDBPyConnection, table: str, rows: list[dict[str, Any]]) -> None:

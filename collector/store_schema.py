@@ -21,8 +21,6 @@ from collector import signals
 from collector.records import BatchStats, Evidence, Fact, Rollout, Score, SliceStats
 from collector.rollout_bins import bins_of
 
-VERSION = "1"
-
 SERIES = (
     "mean_d", "mean_abs_d", "k1", "k2", "k3", "clip_rate", "clip_rate_low", "clip_rate_high", "gspo_clip_rate", "ess",
     "max_abs_d", "p50_abs_d", "p99_abs_d", "pearson", "ppl_ratio",
@@ -59,7 +57,7 @@ TABLES: dict[str, pa.Schema] = {
                            ("max_abs_d", _DOUBLE), ("reward", _DOUBLE), ("base_coin", _BOOL),
                            ("inclusion_probability", _DOUBLE), ("finish_reason", _TEXT), ("source", _TEXT),
                            ("prompt_hash", _TEXT), ("step", _TEXT), ("env", _TEXT), ("turn", _TEXT),
-                           ("bin_tokens", pa.list_(_BIGINT)), ("bin_abs_d", pa.list_(_DOUBLE))]),
+                           ("bin_tokens", pa.list_(_BIGINT)), ("bin_abs_d", pa.list_(_DOUBLE)), ("read_from", _TEXT)]),
     "metrics": pa.schema([("step", _BIGINT), ("at", _DOUBLE), ("name", _TEXT), ("value", _DOUBLE), ("source", _TEXT)]),
     "events": pa.schema([("at", _DOUBLE), ("kind", _TEXT), ("text", _TEXT), ("data", _TEXT)]),
     "weights": pa.schema([("version", _TEXT), ("path", _TEXT), ("published_at", _DOUBLE), ("digest", _TEXT),
@@ -73,12 +71,9 @@ MOST_LABEL = 64  # characters of a label that are kept
 
 
 def ddl() -> list[str]:
-    """One CREATE TABLE IF NOT EXISTS a table, and the columns a file of an earlier Klaxon lacks (added at the end, null)."""
-    made = [f"CREATE TABLE IF NOT EXISTS {name} ("
-            + ", ".join(f'"{field.name}" {_SQL_TYPES[field.type]}' for field in schema) + ")"
+    """One CREATE TABLE a table, for a new file; an older one is brought here by collector/store_migrations.py."""
+    return [f"CREATE TABLE {name} (" + ", ".join(f'"{field.name}" {_SQL_TYPES[field.type]}' for field in schema) + ")"
             for name, schema in TABLES.items()]
-    return made + [f'ALTER TABLE {name} ADD COLUMN IF NOT EXISTS "{field.name}" {_SQL_TYPES[field.type]}'
-                   for name, schema in TABLES.items() for field in schema]
 
 
 def to_arrow(table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:

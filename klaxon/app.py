@@ -125,6 +125,8 @@ class Daemon:
 
     def _replay(self) -> int:
         """Take up the evidence where the last daemon of this run left it; returns the next batch number."""
+        for said in self.store.migrated:
+            self.say("daemon", said, {})
         folder, detectors = Path(self.config.run.dir), self.config.detectors
         kept, why = load(folder, detectors, batch_seconds=self.config.daemon.batch_seconds)
         self.bank = kept or self.bank

@@ -265,7 +265,8 @@ async def serve(config: Config) -> None:
         stack.callback(daemon.store.close)
         daemon.alerts.start()
         stack.callback(daemon.alerts.stop)
-        for thread in (daemon.worker, daemon.watch):
+        at_rest = stack.enter_context(contextlib.ExitStack())  # what a daemon that ran does once its threads have ended
+        for thread in (daemon.watch, daemon.worker):  # left in the other order: the worker files what has come in, the watch seals it
             thread.start()
             stack.callback(_stop_thread, thread)
         scheduler = schedule(daemon.chores(), daemon.counts)
@@ -276,7 +277,7 @@ async def serve(config: Config) -> None:
         daemon.say("daemon", f"Klaxon watches run {config.run.name}", {})
         await stopping.wait()
         daemon.say("daemon", "Klaxon stops", {})
-        daemon.keep_status()
+        at_rest.callback(daemon.keep_status)
 
 
 def _stop_thread(thread: Worker | Watch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from collector import signals
 from collector.records import BatchStats, SliceStats
@@ -45,6 +46,17 @@ class BatchBuilder:
         closed = []
         while now >= self._closes_at(self._next_t) + self.watermark_seconds:
             closed.append(self._close(self._next_t))
+            self._next_t += 1
+        return closed
+
+    def close_all(self, now: float) -> list[BatchStats]:
+        """Every batch that has begun, for a daemon that stops at `now`; the open one is cut short, and left out where nothing is in it."""
+        closed = self.close_due(now)
+        while now >= self._closes_at(self._next_t):  # ended, and no late rollout will come any more
+            closed.append(self._close(self._next_t))
+            self._next_t += 1
+        if any(self._next_t in held for held in (self._slices, self._gains, self._counts)):
+            closed.append(replace(self._close(self._next_t), closed_at=now))
             self._next_t += 1
         return closed
 

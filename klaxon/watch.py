@@ -87,13 +87,17 @@ class Watch(threading.Thread):
         self._halt.set()
 
     def run(self) -> None:
-        """Tick until stopped; an error is counted and logged, and the next tick goes on."""
+        """Tick until stopped, then seal; an error is counted and logged, and the next tick goes on."""
         while not self._halt.wait(TICK_SECONDS):
-            try:
-                self.tick(self.clock())
-            except Exception:
-                self.counts["tick_errors"] += 1
-                log.exception("a tick failed inside Klaxon; the next goes on")
+            self._guarded(self.tick)
+        self._guarded(self.seal)
+
+    def _guarded(self, step: Callable[[float], None]) -> None:
+        try:
+            step(self.clock())
+        except Exception:
+            self.counts["tick_errors"] += 1
+            log.exception("a tick failed inside Klaxon; the next goes on")
 
     def tick(self, now: float) -> None:
         """Look for hard facts, then close what is due at `now`."""
@@ -106,6 +110,13 @@ class Watch(threading.Thread):
         for batch in closed:
             self._take(batch, now)
         self.ticked_at = now
+
+    def seal(self, now: float) -> None:
+        """The end of this process: what has come in is judged and stored, the open batch too, cut short at `now`."""
+        with self.builder_lock:
+            closed = self.builder.close_all(now)
+        for batch in closed:
+            self._take(batch, now)
 
     def rebaseline(self, reason: str) -> None:
         """A planned change was declared: from the next batch on the battery learns again what is normal."""

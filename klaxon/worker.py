@@ -37,6 +37,7 @@ log = logging.getLogger("klaxon.worker")
 POLL_SECONDS = 0.2
 GROUP_ROLLOUTS = 32
 VERSION_PATIENCE_SECONDS = 20.0
+DRAIN_SECONDS = 12.0  # after a stop, for what has come in; Kubernetes kills 30 s after its SIGTERM
 
 
 def _tail(source: FileSource) -> SourceTail | RedisTail:
@@ -116,20 +117,32 @@ class Worker(threading.Thread):
         return min((at for at in (self.busy_since, self.inbox.oldest_at) if at is not None), default=None)
 
     def stop(self) -> None:
-        """Ask the thread to end after the group in hand."""
+        """Ask the thread to end once what has come in is filed, or DRAIN_SECONDS have passed."""
         self._halt.set()
 
     def run(self) -> None:
-        """Until stopped; a failure is counted and logged, and the next group goes on."""
+        """Until stopped, then drain; a failure is counted and logged, and the next group goes on."""
         while not self._halt.is_set():
-            try:
-                worked = self._run_task() or self.step()
-            except Exception:
-                self.counts["worker_errors"] += 1
-                log.exception("a group of rollouts was lost to an error in Klaxon; the next goes on")
-                worked = False
-            if not worked:
+            if not self._round():
                 self._halt.wait(POLL_SECONDS)
+        until = time.monotonic() + DRAIN_SECONDS
+        while (self._round() or self._left) and time.monotonic() < until:
+            pass
+        if self._left:
+            log.error("%d rollouts that had come in are lost: scoring them would have taken longer than %.0f s", self._left, DRAIN_SECONDS)
+
+    @property
+    def _left(self) -> int:
+        return len(self.inbox) + len(self._waiting)
+
+    def _round(self) -> bool:
+        """A task or a group of rollouts; False when there was nothing to do. A thread that is stopping begins no task."""
+        try:
+            return (not self._halt.is_set() and self._run_task()) or self.step()
+        except Exception:
+            self.counts["worker_errors"] += 1
+            log.exception("a group of rollouts was lost to an error in Klaxon; the next goes on")
+            return False
 
     def step(self) -> bool:
         """Handle one group of rollouts; False when there was nothing to do."""
@@ -166,7 +179,7 @@ class Worker(threading.Thread):
 
     def _arrivals(self) -> list[Rollout]:
         arrived = [rollout for rollout in self.inbox.poll(GROUP_ROLLOUTS) if self._pushed.keep(rollout, now=self.clock())]
-        for tail in self.tails:
+        for tail in () if self._halt.is_set() else self.tails:  # who stops begins no new part of a file
             before = Counter(tail.counts)
             items = tail.poll(self.clock())
             self.counts.update({f"file_{name}": count for name, count in (tail.counts - before).items()})
@@ -194,7 +207,7 @@ class Worker(threading.Thread):
 
     def _known_version(self, rollout: Rollout, now: float) -> bool:
         """False while the rollout waits for its weights to appear on disk, or for tier 2 to open, at most VERSION_PATIENCE_SECONDS."""
-        if not self._opening() if self.views is None else self.views.can_score(rollout):
+        if self._halt.is_set() or (not self._opening() if self.views is None else self.views.can_score(rollout)):
             return True
         if now - (rollout.finished_at or now) > VERSION_PATIENCE_SECONDS or len(self._waiting) >= self.inbox.capacity:
             return True
@@ -203,7 +216,7 @@ class Worker(threading.Thread):
 
     def _due(self, now: float) -> list[Rollout]:
         due = []
-        while self._waiting and self._waiting[0][0] <= now:
+        while self._waiting and (self._waiting[0][0] <= now or self._halt.is_set()):
             due.append(self._waiting.popleft()[1])
         return due
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -12,6 +14,7 @@ import typer
 def run(config: Annotated[str, typer.Option("--config", "-c", help="The run's config file.")] = "config.toml",
         verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every event.")] = False) -> None:
     """Watch a run: take rollouts from taps and files, score them, raise alarms. Stops cleanly on Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the daemon has its own: as process 1 of a container it would be ignored
     from klaxon.app import serve
     from klaxon.config import load_config
 

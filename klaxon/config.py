@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from collector.store_config import StoreConfig
 from detectors.config import DetectorsConfig
 from detectors.reference_config import ReferenceConfig
 from diagnosis.config import DiagnosisConfig
+from klaxon.config_settings import override
 from klaxon.spine_config import CanaryConfig, DaemonConfig, EngineConfig, RunConfig, TrainerConfig
 
 
@@ -49,8 +51,8 @@ class Config(BaseModel):
     alerts: AlertsConfig = Field(default_factory=AlertsConfig)
 
 
-def load_config(path: str | Path) -> Config:
-    """Read and validate a config file.
+def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
+    """Read and validate a config file; `settings`: single keys on top of it, as KEY=VALUE.
 
     Raises:
         ConfigError: naming the file, the key, what is wrong and, for an unknown key, the nearest known one.
@@ -66,7 +68,7 @@ def load_config(path: str | Path) -> Config:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
-    return parse_config(data, where=str(path))
+    return parse_config(override(data, settings), where=str(path))
 
 
 def parse_config(data: dict[str, Any], *, where: str) -> Config:

@@ -24,6 +24,7 @@ from detectors.hardfacts import dtype_name
 from diagnosis.signatures import builtin, library_of
 from klaxon.client import get_json
 from klaxon.config import Config, load_config
+from klaxon.config_settings import HELP as SETTINGS_HELP
 from klaxon.live import TIER_BLIND
 from klaxon.planning import share
 from klaxon.probe import EngineProbe
@@ -43,9 +44,10 @@ class Finding:
 
 
 def check(config: Annotated[str, typer.Option("--config", "-c", help="The run's config file.")] = "config.toml",
+          settings: Annotated[list[str] | None, typer.Option("--set", help=SETTINGS_HELP)] = None,
           json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False) -> None:
     """Validate config.toml, probe every part, and say the tier, the coverage and the blind spots. Exit code 2 when something configured cannot work."""
-    loaded = load_config(config)
+    loaded = load_config(config, settings or ())
     findings = [Finding(part="config", state="ok", text=f"{config} is valid"), *examine(loaded)]
     tier, coverage = _tier(loaded, findings)
     blind = [*TIER_BLIND[tier], *(f"{item.part}: {item.text}" for item in findings if item.state == "warn")]

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,7 @@ class Store:
         self.notices: list[str] = []  # what went wrong while opening, in words for the operator
         self.migrated: list[str] = []  # what was done to a file of an earlier release, in words for the operator
         self._lock = threading.Lock()
+        self._writes: Counter[str] = Counter()
         self._opening = threading.Lock()
         self._invalid = False  # after a fatal fault DuckDB refuses everything until the file is opened again
         self._settings = {"memory_limit": memory_limit, "threads": threads, "enable_external_access": False,
@@ -112,6 +114,11 @@ class Store:
         with self._cursor() as cursor:
             return cursor.sql(sql, params=list(params)).to_arrow_table()
 
+    def writes(self, tables: Iterable[str]) -> tuple[int, ...]:
+        """How often each of these tables was written to by this process. A write is counted before its call returns, and after it can be read:
+        who notes the counts, then reads, and later finds the same counts, has read what the store still holds."""
+        return tuple(self._writes[table] for table in tables)
+
     def request_hash(self, request_id: str) -> str:
         """The hash under which a request's statistics are kept."""
         return request_hash(request_id, key=self._key)
@@ -129,7 +136,7 @@ class Store:
             "series": ("closed_at < ?", config.batches_ttl_days),
             "batches": ("closed_at < ?", config.batches_ttl_days),
         }
-        with self._lock, self._cursor() as cursor:
+        with self._lock, self._cursor() as cursor, self._counted(list(cut)):
             return {table: cursor.execute(f"DELETE FROM {table} WHERE {condition}", [now - days * _DAY]).fetchall()[0][0]
                     for table, (condition, days) in cut.items()}
 
@@ -187,7 +194,7 @@ class Store:
         return self.query_arrow(sql, params).to_pylist(maps_as_pydicts="strict")
 
     def _append(self, tables: Mapping[str, list[dict[str, Any]]]) -> None:
-        with self._lock, self._cursor() as cursor:
+        with self._lock, self._cursor() as cursor, self._counted([table for table, rows in tables.items() if rows]):
             cursor.begin()
             try:
                 for table, rows in tables.items():
@@ -197,6 +204,14 @@ class Store:
                 _rollback(cursor)
                 raise
             cursor.commit()  # a failed commit has already ended the transaction
+
+    @contextmanager
+    def _counted(self, tables: Sequence[str]) -> Iterator[None]:
+        """Counted however it ends: a commit that failed may have reached the file. The caller holds the lock."""
+        try:
+            yield
+        finally:
+            self._writes.update(tables)
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         try:

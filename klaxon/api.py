@@ -24,6 +24,7 @@ from collector.metric_table import METRICS
 from collector.records import Population
 from collector.store import Store
 from klaxon import quarantine
+from klaxon.answers import Answers, arrow_bytes
 from klaxon.api_metrics import RunCollector
 from klaxon.slice_routes import slices_router
 
@@ -55,10 +56,11 @@ def build_api(store: Store, live: Live) -> FastAPI:
     """The read API over a store and a running daemon. A fault answers JSON {"error": text}, never a traceback."""
     app = FastAPI(title="Klaxon read API", docs_url=None, redoc_url=None)
     app.state.faults = 0
+    answers = app.state.answers = Answers(store)
     _add_state(app, store, live)
-    _add_series(app, store)
+    _add_series(app, store, answers)
     _add_quarantine(app, store, live)
-    app.include_router(slices_router(store, live))
+    app.include_router(slices_router(store, live, answers))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RunCollector(store, live, faults=lambda: app.state.faults))
 
@@ -105,13 +107,15 @@ def _add_state(app: FastAPI, store: Store, live: Live) -> None:
         return _json([dict(zip(columns, row, strict=True)) for row in rows])
 
 
-def _add_series(app: FastAPI, store: Store) -> None:
+def _add_series(app: FastAPI, store: Store, answers: Answers) -> None:
     @app.get("/v1/series")
     def read_series(start: Time = None, end: Time = None, max_points: Points = 600, replica: Name = None,
                     position: Name = None, version: Name = None, population: Compared = "served", signal: Signals = None) -> Response:
+        asked = {"max_points": max_points, "replica": replica, "position": position, "version": version, "population": population,
+                 "names": tuple(signal or ())}
         with _refusing():
-            return _arrow(series.read_series(store, start=start, end=end, max_points=max_points, replica=replica,
-                                             position=position, version=version, population=population, names=signal or ()))
+            return _kept(answers.table(("series", *asked.values()), ("batches", "series", "slices"), (start, end),
+                                       lambda: series.read_series(store, start=start, end=end, **asked)))
 
     @app.get("/v1/signals")
     def read_signals() -> Response:
@@ -121,17 +125,22 @@ def _add_series(app: FastAPI, store: Store) -> None:
     @app.get("/v1/slices")
     def read_slices(start: Time = None, end: Time = None, by: str = ",".join(series.SLICE_KEYS),
                     population: Compared = "served", signal: Signals = None) -> Response:
+        asked = {"by": tuple(by.split(",")), "population": population, "names": tuple(signal or ())}
         with _refusing():
-            return _arrow(series.read_slices(store, start=start, end=end, by=by.split(","), population=population, names=signal or ()))
+            return _kept(answers.table(("slices", start is None, *asked.values()), ("batches", "slices"), (start, end),
+                                       lambda: series.read_slices(store, start=start, end=end, **asked)))
 
     @app.get("/v1/evidence")
     def read_evidence(start: Time = None, end: Time = None, max_points: Points = 600, latest: bool = False) -> Response:
-        return _arrow(series.read_evidence(store, start=start, end=end, max_points=max_points, latest=latest))
+        return _kept(answers.table(("evidence", max_points, latest), ("batches", "evidence"), (start, end), lambda: series.read_evidence(
+            store, start=start, end=end, max_points=max_points, latest=latest)))
 
     @app.get("/v1/metrics")
     def read_metrics(name: Annotated[list[str] | None, Query()] = None, start: Time = None, end: Time = None,
                      max_points: Points = 600) -> Response:
-        return _arrow(series.read_metrics(store, names=name or (), start=start, end=end, max_points=max_points))
+        names = tuple(name or ())
+        return _kept(answers.table(("metrics", names, max_points), ("metrics",), (start, end), lambda: series.read_metrics(
+            store, names=names, start=start, end=end, max_points=max_points), over="metrics"))
 
     @app.get("/v1/rollouts")
     def read_rollouts(start: Time = None, end: Time = None,
@@ -187,7 +196,8 @@ def _plain(value: Any, *, other: Callable[[Any], Any] = str) -> Any:
 
 
 def _arrow(table: pa.Table) -> Response:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return Response(sink.getvalue().to_pybytes(), media_type=ARROW)
+    return _kept(arrow_bytes(table))
+
+
+def _kept(stream: bytes) -> Response:
+    return Response(stream, media_type=ARROW)

@@ -56,7 +56,7 @@ class Live:
             "engine": {**daemon.taps.engine_config(), **daemon.probe.facts,
                        "url": daemon.config.engine.url, "reachable_at": daemon.probe.reachable_at},
             "scorer": self._scorer(), "weights": self._weights(), "counts": self._counts(),
-            "populations": watch.populations(), "signals": watch.signals(), "staleness": watch.staleness(),
+            "populations": watch.recent.populations(), "signals": watch.recent.signals(), "staleness": watch.recent.staleness(),
             "floor_nats": watch.floor_nats, "blind_spots": self._blind_spots(now),
             "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes(), "free_bytes": daemon.store.free_bytes()},
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from dashboard import trainer_names
 from dashboard.launch import BLUE, GREEN, ORANGE, SKY
 from dashboard.slice_charts import _TIME
 from dashboard.words import number
@@ -17,33 +18,32 @@ from dashboard.words import number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """One metric of the trainer: its standard name, other names it comes under, and what it tells."""
+    """One metric of the trainer: its standard name, its unit, and what it tells."""
 
     name: str
     title: str
     unit: str
     about: str
-    others: tuple[str, ...] = ()
 
 
 WATCHED = (
-    Watched(name="reward", title="Reward", unit="reward, own units", others=("critic/rewards/mean", "rl/reward", "reward_mean", "train/reward"),
+    Watched(name="reward", title="Reward", unit="reward, own units",
             about="The trainer's mean reward. A mismatch shows here late, or not at all; a sudden jump is more often a leak or a hacked verifier."),
-    Watched(name="kl", title="KL of the update", unit="nats a token", others=("actor/ppo_kl", "rl/kl_new_old", "approx_kl"),
+    Watched(name="kl", title="KL of the update", unit="nats a token",
             about="Current policy against the one that generated, as the trainer logs it: it holds the engine's mismatch, the staleness and the step itself together."),
-    Watched(name="kl_ref", title="KL to the reference model", unit="nats a token", others=("actor/kl_loss", "rl/kl"),
+    Watched(name="kl_ref", title="KL to the reference model", unit="nats a token",
             about="Current policy against the reference model, as the trainer logs it; it grows with training, a burst is an explosion."),
-    Watched(name="clip_rate", title="Clip rate", unit="share of tokens", others=("actor/pg_clipfrac", "clip_ratio/region_mean", "clip_ratio", "clipfrac"),
+    Watched(name="clip_rate", title="Clip rate", unit="share of tokens",
             about="Share of tokens the trainer's clip or mask acts on. Mismatch alone raises it; near 0 for long, the weights may not move."),
-    Watched(name="entropy", title="Entropy", unit="nats a token", others=("actor/entropy", "rl/entropy", "policy/entropy"),
+    Watched(name="entropy", title="Entropy", unit="nats a token",
             about="Entropy of the policy: falling to 0 is collapse, rising without end is noise. The healthy floor of |d| falls with it."),
-    Watched(name="response_length", title="Length", unit="tokens a response", others=("response_length/mean", "completions/mean_length"),
+    Watched(name="response_length", title="Length", unit="tokens a response",
             about="Mean length of a response. Long contexts are where position-dependent faults live; a jump may be a lost stop token."),
-    Watched(name="grad_norm", title="Gradient norm", unit="norm, own units", others=("actor/grad_norm",),
+    Watched(name="grad_norm", title="Gradient norm", unit="norm, own units",
             about="Norm of the gradient before clipping: spikes follow batches with large importance weights."),
-    Watched(name="loss", title="Loss", unit="loss, own units", others=("actor/pg_loss",), about="The policy loss. Its level means little in RL; a step or a value that is no number does."),
+    Watched(name="loss", title="Loss", unit="loss, own units", about="The policy loss. Its level means little in RL; a step or a value that is no number does."),
 )
-NAMES = tuple(name for watched in WATCHED for name in (watched.name, *watched.others))
+NAMES = tuple(name for watched in WATCHED for name in trainer_names.names(watched.name))
 
 
 @cache
@@ -82,11 +82,8 @@ def against_time(unit: str, *, orange: bool = False) -> dict[str, Any]:
 
 def found(table: pd.DataFrame, watched: Watched) -> pd.DataFrame:
     """The metric's rows under the first of its names that is there."""
-    for name in (watched.name, *watched.others):
-        part = table[(table["name"] == name) & table["value"].notna()]
-        if len(part):
-            return part.sort_values(["source", "step"])
-    return table.iloc[:0]
+    part = table[table["value"].notna()]
+    return part[part["name"] == trainer_names.first(watched.name, part["name"])].sort_values(["source", "step"])
 
 
 def rows(part: pd.DataFrame, band: Mapping[str, Any] | None) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dashboard import trainer_names
-from dashboard.launch import BLUE, GREEN, ORANGE, SKY
+from dashboard.launch import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
 from dashboard.slice_charts import _TIME
 from dashboard.words import number
 
@@ -78,6 +78,42 @@ def against_time(unit: str, *, orange: bool = False) -> dict[str, Any]:
     return {"height": 150, "layer": [
         {"mark": {"type": "line", "strokeWidth": 2, "color": colour, "point": {"size": 12, "filled": True, "color": colour}}, "encoding": {"x": x, "y": y}},
         {"mark": {"type": "point", "size": 220, "opacity": 0, "filled": True}, "encoding": {"x": x, "y": y, "tooltip": hover}}]}
+
+
+COMPARED = {"same": (GREEN, "circle"), "different": (VERMILLION, "diamond"), "cannot tell": (GREY, "square")}
+"""Answer of a comparison → colour and shape."""
+_FAR = 5.0  # margins; what lies beyond is drawn at the edge
+
+
+@cache
+def differences() -> dict[str, Any]:
+    """Rows of `compared`. Shaded: differences that count as none."""
+    x = {"type": "quantitative", "title": "difference, in units of the margin", "scale": {"domain": [-_FAR, _FAR], "clamp": True}, "axis": {"tickCount": 5, "format": "+.2~g"}}
+    y = {"field": "label", "type": "nominal", "title": "metric", "sort": None, "axis": {"labelLimit": 150, "grid": False}}
+    scale = {"domain": list(COMPARED), "range": [colour for colour, _ in COMPARED.values()]}
+    legend = {"orient": "top", "title": None}
+    colour = {"field": "answer", "type": "nominal", "scale": scale, "legend": legend}
+    shape = {"field": "answer", "type": "nominal", "scale": {"domain": list(COMPARED), "range": [mark for _, mark in COMPARED.values()]}, "legend": legend}
+    hover = [{"field": name, "type": "nominal", "title": said} for name, said in (("label", "metric"), ("words", "answer"), ("said", "second against first"))]
+    return {"height": {"step": 28}, "layer": [
+        {"mark": {"type": "rect", "color": GREEN, "opacity": 0.1}, "encoding": {"x": {"datum": -1, **x}, "x2": {"datum": 1}, "y": y}},
+        {"mark": {"type": "rule", "color": GREY, "strokeDash": [2, 3]}, "encoding": {"x": {"datum": 0, **x}}},
+        {"mark": {"type": "rule", "strokeWidth": 3, "opacity": 0.5}, "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}, "y": y, "color": colour}},
+        {"mark": {"type": "point", "filled": True, "size": 130, "opacity": 1}, "encoding": {"x": {"field": "value", **x}, "y": y, "color": colour, "shape": shape, "tooltip": hover}}]}
+
+
+def compared(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a metric of a comparison: label, answer, words, said (the difference in its own unit), value, low, high (margins). Without an
+    interval a metric is left out of the picture by its missing numbers."""
+    rows = []
+    for one in report.get("metrics") or ():
+        margin = one.get("margin") or math.nan
+        low, high = (math.nan if one.get(edge) is None else min(max(one[edge] / margin, -_FAR), _FAR) for edge in ("low", "high"))
+        value = math.nan if one.get("difference") is None else min(max(one["difference"] / margin, -_FAR), _FAR)
+        ratio = one.get("ratio")
+        said = f"× {number(ratio[0])} ({number(ratio[1])} to {number(ratio[2])})" if ratio else f"{number(one.get('difference'))} ({number(one.get('low'))} to {number(one.get('high'))})"
+        rows.append({"label": one["metric"], "answer": one["answer"], "words": one["words"], "said": said, "value": value, "low": low, "high": high, "steps": one.get("steps")})
+    return pd.DataFrame(rows, columns=["label", "answer", "words", "said", "value", "low", "high", "steps"])
 
 
 def found(table: pd.DataFrame, watched: Watched) -> pd.DataFrame:

@@ -16,6 +16,7 @@ import pandas as pd
 from dashboard.charts import Chart, Look
 from dashboard.client_incident import Dossier
 from dashboard.launch import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from dashboard.slice_words import KEYS
 from dashboard.story import stream_meaning
 from dashboard.words import number
 
@@ -29,7 +30,7 @@ def explanations(found: Dossier) -> Chart:
     """What each explanation leaves unexplained."""
     diagnosis = found.incident.get("diagnosis") or {}
     ranked = sorted((cause for cause in diagnosis.get("causes") or () if _real(cause.get("residual_nats"))), key=lambda cause: cause["residual_nats"])
-    look = Look(y_title="nats a token left unexplained", series=(("leading", BLUE, False), ("others", GREY, False), ("floor", GREEN, True)))
+    look = Look(names="explanation", y_title="nats a token left unexplained", series=(("leading", BLUE, False), ("others", GREY, False), ("floor", GREEN, True)))
     rows = [_bar(i, str(cause.get("cause")), cause["residual_nats"], "leading" if cause.get("cause") == diagnosis.get("verdict") else "others",
                  f"{number(cause['residual_nats'])} nats a token over {cause.get('tokens') or 0:,} tokens") for i, cause in enumerate(ranked[:MOST])]
     empty = "No rollout of this incident was scored again with the trainer's weights, so no explanation could be measured: that needs [weights] and a scorer (tier 2)."
@@ -43,7 +44,7 @@ def streams(found: Dossier) -> Chart:
     table = found.evidence[found.evidence["log_share"].notna()] if "log_share" in found.evidence else found.evidence
     leading = {str(drift.get("stream")) for drift in found.incident.get("drifts") or ()}
     ranked = table.sort_values("log_share", ascending=False).head(MOST) if len(table) else table
-    look = Look(y_title="evidence, natural log", series=(("alarm's", VERMILLION, False), ("others", GREY, False), ("ln A", ORANGE, True)))
+    look = Look(names="stream of evidence", y_title="evidence, natural log", series=(("alarm's", VERMILLION, False), ("others", GREY, False), ("ln A", ORANGE, True)))
     rows = [_bar(i, str(row.stream), row.log_share, "alarm's" if str(row.stream) in leading else "others", stream_meaning(str(row.stream)))
             for i, row in enumerate(ranked.itertuples(index=False))]
     return _chart("streams", "Evidence per stream", "What each test had gathered against the run when the alarm rang: ln (weight × e-value). One stream at the dashed line, ln A, is enough to ring.",
@@ -53,7 +54,7 @@ def streams(found: Dossier) -> Chart:
 def slices(found: Dossier, key: str, title: str) -> Chart:
     """Mean |d| of the values of one slice key, before the change and since."""
     table = found.slices[key]
-    look = Look(y_title="mean |log q − log p| per token, nats", series=(("since", BLUE, False), ("before", ORANGE, False), ("floor", GREEN, True)))
+    look = Look(names=KEYS.get(key, key), y_title="mean |log q − log p| per token, nats", series=(("since", BLUE, False), ("before", ORANGE, False), ("floor", GREEN, True)))
     numbers = {period: dict(zip(map(_value, part[key]), part["mean_abs_d"], strict=True)) for period, part in table.groupby("period")} if len(table) else {}
     after, before = numbers.get("since", {}), numbers.get("before", {})
     ranked = sorted((name for name in after if _real(after[name])), key=lambda name: -after[name])[:MOST]
@@ -70,7 +71,7 @@ def specification(look: Look) -> dict[str, Any]:
     legend = alt.Legend(orient="top", title=None, direction="horizontal", labelLimit=220, columnPadding=6, symbolType="square")
     colour = alt.Color("series:N", scale=alt.Scale(domain=list(labels), range=list(colours)), legend=legend)
     x = alt.X("value:Q", title=look.y_title, scale=alt.Scale(zero=True, nice=True), axis=alt.Axis(format=look.y_format, tickCount=5))
-    y = alt.Y("name:N", title=None, sort=alt.EncodingSortField("order", op="min"), axis=alt.Axis(labelLimit=120, minExtent=40))
+    y = alt.Y("name:N", title=look.names, sort=alt.EncodingSortField("order", op="min"), axis=alt.Axis(labelLimit=120, minExtent=40))
     hover = [alt.Tooltip("name:N"), alt.Tooltip("value:Q", format=".4~g"), alt.Tooltip("text:N", title="note")]
 
     def layer(row: str) -> alt.Chart:

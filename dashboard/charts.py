@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from dashboard.client import Snapshot
@@ -43,6 +44,7 @@ class Look:
     step: bool = False
     zero: bool = False
     span: bool = False  # a stretch of time is shaded
+    names: str = ""  # of bars: what the names beside them are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +79,14 @@ def k3(shot: Snapshot) -> Chart:
 
 
 def clip(shot: Snapshot) -> Chart:
-    """Clip rates: Klaxon's per token and per sequence, and the trainer's own."""
+    """Clip rates: Klaxon's per token and per sequence, the trainer's own, and the reference runs' at the same steps."""
+    reference = _reference_band(shot, "clip_rate", "reference runs")
     look = Look(y_title="share of tokens or sequences", y_format=".1~%", zero=True, series=(
-        ("tokens", BLUE, False), ("sequences", PURPLE, False), ("trainer", ORANGE, True)))
-    rows = [*_frame(shot), *_line(shot.series, "clip_rate", "tokens"), *_line(shot.series, "gspo_clip_rate", "sequences"),
-            *_metric_line(shot, "clip", "trainer"), *_events(shot)]
-    return _chart("clip", "Clip rate", "Share of tokens (PPO) and sequences (GSPO) that mismatch alone pushes out of the trust region, "
-                  "beside the clip rate the trainer logs.", look, rows, empty=_unscored(shot))
+        ("tokens", BLUE, False), ("sequences", PURPLE, False), ("trainer", ORANGE, True), *((("reference runs", GREEN, True),) if reference else ())))
+    rows = [*_frame(shot), *reference, *_line(shot.series, "clip_rate", "tokens"), *_line(shot.series, "gspo_clip_rate", "sequences"),
+            *_metric_line(shot, "clip_rate", "trainer"), *_events(shot)]
+    return _chart("clip", "Clip rate", "Share of tokens (PPO) and sequences (GSPO) that mismatch alone pushes out of the trust region, beside the clip rate "
+                  "the trainer logs; green, where there are reference runs: the trainer's clip rate in them at the same step.", look, rows, empty=_unscored(shot))
 
 
 def evidence(shot: Snapshot) -> Chart:
@@ -217,6 +220,32 @@ def _metric_line(shot: Snapshot, what: str, label: str) -> list[dict[str, Any]]:
         return []
     return [{"row": "line", "at": 1000 * row.at, "value": row.value, "series": label, "text": f"step {row.step}, {row.name}"}
             for row in table.itertuples(index=False)]
+
+
+def _reference_band(shot: Snapshot, what: str, label: str) -> list[dict[str, Any]]:
+    """The band of the reference runs when the trainer was at their steps; [] where it has logged no step within them."""
+    band, table = (shot.band.get("metrics") or {}).get(what), shot.metrics.get(what)
+    if not band or not band.get("steps") or table is None:
+        return []
+    inside = table[(table["step"] >= band["steps"][0]) & (table["step"] <= band["steps"][-1])]
+    edges = {edge: np.interp(inside["step"].astype(float), band["steps"], band[edge]) for edge in ("low", "center", "high")}
+    area = [{"row": "band", "at": 1000 * at, "low": low, "high": high, "series": label}
+            for at, low, high in zip(inside["at"], edges["low"], edges["high"], strict=True)]
+    middle = [{"row": "line", "at": 1000 * at, "value": value, "series": label, "text": f"step {step}"}
+              for at, value, step in zip(inside["at"], edges["center"], inside["step"], strict=True)]
+    return area + middle
+
+
+def numbers(chart: Chart) -> pd.DataFrame:
+    """What a chart draws, as a table for people: without the axes' frame and without empty columns; times as UTC text."""
+    table = chart.rows[chart.rows["row"] != "frame"].copy()
+    places = table["row"].isin(["rule", "tick"])  # of these, value and low say where a label stands
+    table.loc[places, [name for name in ("value", "low") if name in table]] = None
+    table = table.dropna(axis="columns", how="all").drop(columns=["order", "label"], errors="ignore")
+    for column in ("at", "until"):
+        if column in table:
+            table = table.assign(**{column: pd.to_datetime(table[column], unit="ms", utc=True).dt.strftime("%Y-%m-%dT%H:%M:%S.%fZ")})
+    return table
 
 
 def _events(shot: Snapshot) -> list[dict[str, Any]]:

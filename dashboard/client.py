@@ -11,17 +11,13 @@ import httpx
 import pandas as pd
 import pyarrow as pa
 
+from dashboard import trainer_names
+
 DEFAULT_API = "http://127.0.0.1:8765"
 TIMEOUT_SECONDS = 5.0
 
-TRAINER_METRICS = {
-    "clip": ("clip_rate", "actor/pg_clipfrac", "clip_ratio/region_mean", "clip_ratio", "rl/clamp_log_ratio_new_old_indicator",
-             "clip_fraction", "clipfrac"),
-    "reward": ("reward", "critic/rewards/mean", "rl/reward", "reward_mean", "train/reward"),
-    "entropy": ("entropy", "actor/entropy", "rl/entropy", "policy/entropy"),
-    "kl": ("kl", "actor/ppo_kl", "rl/kl_new_old", "approx_kl"),
-}
-"""What trainers call the same thing; the first name found is shown."""
+TRAINER_METRICS = ("clip_rate", "reward", "entropy", "kl")
+"""The trainer's metrics that stand beside Klaxon's own numbers, by their standard names."""
 
 
 class Disconnected(Exception):
@@ -38,8 +34,9 @@ class Snapshot:
     weights: list[dict[str, Any]]
     series: pd.DataFrame
     evidence: pd.DataFrame  # newest row of each stream
-    metrics: dict[str, pd.DataFrame] = field(default_factory=dict)  # "clip", "reward", … → rows of one metric
+    metrics: dict[str, pd.DataFrame] = field(default_factory=dict)  # standard name → rows of one metric
     silences: list[dict[str, Any]] = field(default_factory=list)  # in force and to come
+    band: dict[str, Any] = field(default_factory=dict)  # of the reference runs, as GET /v1/reference-band tells it
     start: float = 0.0  # UTC seconds of the window's left edge
     end: float = 0.0
 
@@ -66,7 +63,7 @@ def snapshot(client: httpx.Client, *, window_seconds: float | None, max_points: 
         events=ask_json(client, "/v1/events", limit=400, **({} if start is None else {"since": start})),
         weights=ask_json(client, "/v1/weights", limit=400), evidence=ask_table(client, "/v1/evidence", latest="true"),
         metrics=_trainer_metrics(client, max_points=max_points, **span),
-        silences=_silences(client), start=left, end=now)
+        silences=_optional(client, "/v1/silences", []), band=_optional(client, "/v1/reference-band", {}), start=left, end=now)
 
 
 def signals(client: httpx.Client) -> list[dict[str, str]]:
@@ -79,12 +76,12 @@ def signal_series(client: httpx.Client, name: str, *, start: float | None, max_p
     return ask_table(client, "/v1/series", signal=name, max_points=max_points, **({} if start is None else {"start": start}))
 
 
-def _silences(client: httpx.Client) -> list[dict[str, Any]]:
-    """Silences in force and to come; a read API without alerts has none."""
+def _optional(client: httpx.Client, path: str, nothing: Any) -> Any:
+    """What a route says that not every read API has: one without alerts has no silences."""
     try:
-        return ask_json(client, "/v1/silences")
+        return ask_json(client, path)
     except Disconnected:
-        return []
+        return nothing
 
 
 def _left_edge(series: pd.DataFrame, start: float | None, now: float) -> float:
@@ -95,10 +92,8 @@ def _left_edge(series: pd.DataFrame, start: float | None, now: float) -> float:
 
 
 def _trainer_metrics(client: httpx.Client, **params: Any) -> dict[str, pd.DataFrame]:
-    names = [name for aliases in TRAINER_METRICS.values() for name in aliases]
-    found = ask_table(client, "/v1/metrics", name=names, **params)
-    known = set(found["name"])
-    chosen = {what: next((alias for alias in aliases if alias in known), None) for what, aliases in TRAINER_METRICS.items()}
+    found = ask_table(client, "/v1/metrics", name=[name for what in TRAINER_METRICS for name in trainer_names.names(what)], **params)
+    chosen = {what: trainer_names.first(what, found["name"]) for what in TRAINER_METRICS}
     return {what: found[found["name"] == name].sort_values("at") for what, name in chosen.items() if name}
 
 

@@ -5,7 +5,6 @@ A page that shows old or no data says so first, and what to do; a part that cann
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,9 @@ from dashboard import drawing, panels, place, words
 from dashboard.asking import CHARTS_SECONDS as REFRESH_SECONDS
 from dashboard.asking import UNREADABLE, connection
 from dashboard.client import Disconnected, api_url, ask_json, ask_table
+from dashboard.drawing import download, nothing, safely, title
 
-log = logging.getLogger("klaxon.dashboard")
+__all__ = ["MOST_KEPT", "REFRESH_SECONDS", "Seen", "answer", "download", "header", "look", "nothing", "safely", "table", "tiles", "title"]
 
 MOST_KEPT = 40  # answers a viewer keeps for when the daemon is away
 
@@ -134,41 +134,6 @@ def _state(status: Mapping[str, Any] | None, problem: str) -> None:
             box(f"**{verdict.title}** {verdict.text}", icon=icon)
     now = float(status.get("now") or 0)
     st.caption(f"Run **{words.plain(status.get('run', 'unknown'))}** · {words.TIERS.get(status.get('tier'), 'Tier unknown')} · as of {words.clock(now, now=now)}")
-
-
-def safely(draw: Callable[..., Any], *arguments: Any) -> Any:
-    """A part that cannot be drawn says so in its place; the rest of the page stays, and the log keeps the details."""
-    name = getattr(draw, "__name__", "part").strip("_").replace("_", " ")
-    try:
-        return draw(*arguments)
-    except Disconnected as error:
-        st.warning(f"This part ({name}) is not there: {words.plain(error)}.", icon=":material/cloud_off:")
-    except Exception:
-        log.exception("%s could not be drawn", name)
-        st.warning(f"This part of the page ({name}) could not be drawn from what the daemon sent. "
-                   "The dashboard's log has the details.", icon=":material/build:")
-    return None
-
-
-def title(text: str, about: str) -> Any:
-    """A chart's or part's name and the one sentence that explains it; both may hold text from outside. Returns the place for `download`."""
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.markdown(f"**{words.plain(text)}**", width="content")
-        place = st.container(width="content")
-    st.caption(words.plain(about))
-    return place
-
-
-def nothing(text: str) -> None:
-    """Why a chart is empty, and what to do."""
-    st.markdown(f":material/hourglass_empty: {words.plain(text)}")
-
-
-def download(place: Any, rows: pd.DataFrame, name: str) -> None:
-    """The numbers behind a chart, made when asked for, in the place its title left. A picture (PNG) comes from the chart's own toolbar."""
-    place.download_button("CSV", data=lambda: rows.to_csv(index=False).encode(), file_name=f"klaxon-{name}.csv", mime="text/csv",
-                       key=f"csv-{name}", on_click="ignore", type="tertiary", icon=":material/download:",
-                       help="The numbers behind this chart; the picture (PNG) is in the toolbar at the chart's upper right corner")
 
 
 def tiles(cells: Iterable[tuple[str, str, str, str]]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from dashboard import bars, place, story
 from dashboard.client_incident import Dossier
-from dashboard.drawing import plot
-from dashboard.panels import BANDS
-from dashboard.timeline import timeline
+from dashboard.drawing import download, nothing, plot, title
+from dashboard.panels import BANDS, EVENT_ICONS, EVENTS_SHOWN
+from dashboard.timeline import deeds, timeline
 from dashboard.words import STALE_SECONDS, clock, duration, plain
 
 TONES = {"firing": "bad", "acknowledged": "warn", "resolved": "good"}
@@ -119,6 +120,22 @@ def messages(found: Dossier) -> None:
         lines = [_decision(one, found.now) for one in reversed(found.incident.get("decisions") or ())]
         with st.container(height=320 if len(lines) > 8 else "content", border=False):
             st.markdown("\n".join(lines) if lines else "No decision yet: the pipeline looks with every batch.")
+
+
+def events(found: Dossier) -> None:
+    """What happened to the run around the incident, and what people did about it."""
+    rows = sorted([*found.shot.events, *deeds(found)], key=lambda one: -one["at"])
+    with st.container(border=True, key="events"):
+        head = title("Events around it", "Weight updates, restarts, config changes, silences and alarms from shortly before the change on, newest first: a fault that begins at one of these began with it.")
+        if not rows:
+            nothing("Nothing is recorded around this incident.")
+            return
+        lines = [f"- {EVENT_ICONS.get(str(one['kind']), ':material/circle:')} `{clock(one['at'], now=found.now).removesuffix(' UTC')}` {plain(one['text'])}" for one in rows[:EVENTS_SHOWN]]
+        with st.container(height=320 if len(lines) > 8 else "content", border=False):
+            st.markdown("\n".join(lines))
+        if len(rows) > EVENTS_SHOWN:
+            st.caption(f"{EVENTS_SHOWN} of {len(rows):,} shown; the CSV has them all.")
+        download(head, pd.DataFrame(rows), "events")
 
 
 def history(found: Dossier) -> None:

@@ -21,7 +21,8 @@ def bars(what: str, x_title: str) -> dict[str, Any]:
     x = {"field": "value", "type": "quantitative", "title": x_title, "scale": {"domain": [0, 1], "clamp": True}, "axis": {"format": ".0%", "tickCount": 5}}
     hover = [{"field": "text", "type": "nominal", "title": what}, {"field": "value", "type": "quantitative", "format": ".1~%", "title": x_title},
              {"field": "n", "type": "quantitative", "format": ",.0f", "title": "tokens compared"},
-             {"field": "seen", "type": "quantitative", "format": ",.0f", "title": "tokens served"}]
+             {"field": "seen", "type": "quantitative", "format": ",.0f", "title": "tokens served"},
+             {"field": "covered", "type": "quantitative", "format": ".1~%", "title": "coverage (of a stratum: estimated)"}]
     return {"height": {"step": 30}, "layer": [
         {"mark": {"type": "bar", "color": BLUE, "height": 16, "tooltip": True}, "encoding": {"x": x, "y": y, "tooltip": hover}},
         *({"transform": [{"filter": f"datum.value {side} {FULL}"}],
@@ -35,4 +36,4 @@ def shares(table: pd.DataFrame, *, level: str, field: str) -> pd.DataFrame:
     part = table[(table["level"] == level) & table[field].notna()].sort_values(field).head(MOST_BARS)
     label = [short(one.replica) + (f" · {one.prompt}" if level == "stratum" else "") for one in part.itertuples()]
     return pd.DataFrame({"label": label, "text": label, "order": range(len(part)), "value": part[field].astype(float).tolist(),
-                         "n": part["tokens_scored"].tolist(), "seen": part["tokens_seen"].tolist()})
+                         "n": part["tokens_scored"].tolist(), "seen": part["tokens_seen"].tolist(), "covered": part["coverage"].astype(float).tolist()})

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import place, story, words
+from dashboard import now_numbers, place, story, words
 from dashboard.client import Snapshot
 from dashboard.words import clock, duration, number, percent, plain
 
@@ -174,7 +174,7 @@ def _messages(item: Mapping[str, Any], now: float) -> None:
 def pulses(shot: Snapshot) -> None:
     """Heartbeats, in the order data flow."""
     with st.container(horizontal=True, gap="small", key="pulses"):
-        for pulse in words.pulses(shot.status):
+        for pulse in (*words.pulses(shot.status), words.data_pulse(shot.status, _scored_until(shot))):
             colour, icon = BADGES[pulse.tone]
             with st.container(border=True, width="stretch", gap=None, key=f"pulse-{pulse.name.lower()}"):
                 st.badge(pulse.name, icon=icon, color=colour, help=pulse.help)
@@ -182,41 +182,19 @@ def pulses(shot: Snapshot) -> None:
                 st.caption(plain(pulse.note))
 
 
-def tiles(shot: Snapshot) -> None:
-    """The few numbers worth reading out on the phone."""
-    status = shot.status
+def _scored_until(shot: Snapshot) -> float | None:
     scored = shot.series[shot.series["n_tokens"] > 0]
-    last = scored.iloc[-1] if len(scored) else {}
-    floor, weights = status.get("floor_nats"), status.get("weights") or {}
-    ln_m, ln_a = status.get("ln_m"), status.get("ln_a")
-    share = None if ln_m is None or not ln_a else max(0.0, min(1.0, ln_m / ln_a))
-    mean = _value(last, "mean_abs_d")
-    cells = [
-        ("Mean |d|", "–" if mean is None else f"{number(mean)} nats", f"{number(mean / floor, digits=2)}× the floor" if mean and floor else "floor not known yet",
-         "Mean |log q − log p| of the sampled tokens in the newest scored batch."),
-        ("Clip rate", percent(_value(last, "clip_rate")), "tokens, newest batch", "Share of tokens whose ratio q/p leaves the trust region through mismatch alone."),
-        ("Evidence", "–" if share is None else f"{number(ln_m)} of {number(ln_a)}", _road(share),
-         "ln M against its alarm threshold ln A."),
-        ("Weight lag", "–" if weights.get("lag") is None else f"{weights['lag']} version{'' if weights['lag'] == 1 else 's'}",
-         f"trainer {weights.get('trainer_version') or '–'}, engine {weights.get('engine_version') or '–'}", "How many published versions the engine is behind the trainer."),
-    ]
+    return float(scored["closed_at"].iloc[-1]) if len(scored) else None
+
+
+def tiles(shot: Snapshot) -> None:
+    """The few numbers worth reading out on the phone, each with its definition on hover."""
     with st.container(horizontal=True, gap="small", key="tiles"):
-        for label, value, note, about in cells:
+        for label, value, note, about in now_numbers.cells(shot):
             with st.container(border=True, width="stretch", gap=None):
                 st.caption(label, help=about)
                 st.markdown(f"### {plain(value)}", anchors=False)
                 st.caption(plain(note))
-
-
-def _road(share: float | None) -> str:
-    if share is None:
-        return "nothing against the run"
-    return "past the alarm threshold" if share >= 1 else f"{percent(share)} of the way to an alarm"
-
-
-def _value(row: Any, name: str) -> float | None:
-    value = row.get(name)
-    return None if value is None or value != value else float(value)
 
 
 def compared(shot: Snapshot) -> None:

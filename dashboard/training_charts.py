@@ -10,40 +10,40 @@ from typing import Any
 
 import pandas as pd
 
-from dashboard.launch import BLUE, GREEN, ORANGE, SKY
+from dashboard import trainer_names
+from dashboard.launch import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
 from dashboard.slice_charts import _TIME
 from dashboard.words import number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """One metric of the trainer: its standard name, other names it comes under, and what it tells."""
+    """One metric of the trainer: its standard name, its unit, and what it tells."""
 
     name: str
     title: str
     unit: str
     about: str
-    others: tuple[str, ...] = ()
 
 
 WATCHED = (
-    Watched(name="reward", title="Reward", unit="reward, own units", others=("critic/rewards/mean", "rl/reward", "reward_mean", "train/reward"),
+    Watched(name="reward", title="Reward", unit="reward, own units",
             about="The trainer's mean reward. A mismatch shows here late, or not at all; a sudden jump is more often a leak or a hacked verifier."),
-    Watched(name="kl", title="KL of the update", unit="nats a token", others=("actor/ppo_kl", "rl/kl_new_old", "approx_kl"),
+    Watched(name="kl", title="KL of the update", unit="nats a token",
             about="Current policy against the one that generated, as the trainer logs it: it holds the engine's mismatch, the staleness and the step itself together."),
-    Watched(name="kl_ref", title="KL to the reference model", unit="nats a token", others=("actor/kl_loss", "rl/kl"),
+    Watched(name="kl_ref", title="KL to the reference model", unit="nats a token",
             about="Current policy against the reference model, as the trainer logs it; it grows with training, a burst is an explosion."),
-    Watched(name="clip_rate", title="Clip rate", unit="share of tokens", others=("actor/pg_clipfrac", "clip_ratio/region_mean", "clip_ratio", "clipfrac"),
+    Watched(name="clip_rate", title="Clip rate", unit="share of tokens",
             about="Share of tokens the trainer's clip or mask acts on. Mismatch alone raises it; near 0 for long, the weights may not move."),
-    Watched(name="entropy", title="Entropy", unit="nats a token", others=("actor/entropy", "rl/entropy", "policy/entropy"),
+    Watched(name="entropy", title="Entropy", unit="nats a token",
             about="Entropy of the policy: falling to 0 is collapse, rising without end is noise. The healthy floor of |d| falls with it."),
-    Watched(name="response_length", title="Length", unit="tokens a response", others=("response_length/mean", "completions/mean_length"),
+    Watched(name="response_length", title="Length", unit="tokens a response",
             about="Mean length of a response. Long contexts are where position-dependent faults live; a jump may be a lost stop token."),
-    Watched(name="grad_norm", title="Gradient norm", unit="norm, own units", others=("actor/grad_norm",),
+    Watched(name="grad_norm", title="Gradient norm", unit="norm, own units",
             about="Norm of the gradient before clipping: spikes follow batches with large importance weights."),
-    Watched(name="loss", title="Loss", unit="loss, own units", others=("actor/pg_loss",), about="The policy loss. Its level means little in RL; a step or a value that is no number does."),
+    Watched(name="loss", title="Loss", unit="loss, own units", about="The policy loss. Its level means little in RL; a step or a value that is no number does."),
 )
-NAMES = tuple(name for watched in WATCHED for name in (watched.name, *watched.others))
+NAMES = tuple(name for watched in WATCHED for name in trainer_names.names(watched.name))
 
 
 @cache
@@ -80,13 +80,46 @@ def against_time(unit: str, *, orange: bool = False) -> dict[str, Any]:
         {"mark": {"type": "point", "size": 220, "opacity": 0, "filled": True}, "encoding": {"x": x, "y": y, "tooltip": hover}}]}
 
 
+COMPARED = {"same": (GREEN, "circle"), "different": (VERMILLION, "diamond"), "cannot tell": (GREY, "square")}
+"""Answer of a comparison → colour and shape."""
+_FAR = 5.0  # margins; what lies beyond is drawn at the edge
+
+
+@cache
+def differences() -> dict[str, Any]:
+    """Rows of `compared`. Shaded: differences that count as none."""
+    x = {"type": "quantitative", "title": "difference, in units of the margin", "scale": {"domain": [-_FAR, _FAR], "clamp": True}, "axis": {"tickCount": 5, "format": "+.2~g"}}
+    y = {"field": "label", "type": "nominal", "title": "metric", "sort": None, "axis": {"labelLimit": 150, "grid": False}}
+    scale = {"domain": list(COMPARED), "range": [colour for colour, _ in COMPARED.values()]}
+    legend = {"orient": "top", "title": None}
+    colour = {"field": "answer", "type": "nominal", "scale": scale, "legend": legend}
+    shape = {"field": "answer", "type": "nominal", "scale": {"domain": list(COMPARED), "range": [mark for _, mark in COMPARED.values()]}, "legend": legend}
+    hover = [{"field": name, "type": "nominal", "title": said} for name, said in (("label", "metric"), ("words", "answer"), ("said", "second against first"))]
+    return {"height": {"step": 28}, "layer": [
+        {"mark": {"type": "rect", "color": GREEN, "opacity": 0.1}, "encoding": {"x": {"datum": -1, **x}, "x2": {"datum": 1}, "y": y}},
+        {"mark": {"type": "rule", "color": GREY, "strokeDash": [2, 3]}, "encoding": {"x": {"datum": 0, **x}}},
+        {"mark": {"type": "rule", "strokeWidth": 3, "opacity": 0.5}, "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}, "y": y, "color": colour}},
+        {"mark": {"type": "point", "filled": True, "size": 130, "opacity": 1}, "encoding": {"x": {"field": "value", **x}, "y": y, "color": colour, "shape": shape, "tooltip": hover}}]}
+
+
+def compared(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a metric of a comparison: label, answer, words, said (the difference in its own unit), value, low, high (margins). Without an
+    interval a metric is left out of the picture by its missing numbers."""
+    rows = []
+    for one in report.get("metrics") or ():
+        margin = one.get("margin") or math.nan
+        low, high = (math.nan if one.get(edge) is None else min(max(one[edge] / margin, -_FAR), _FAR) for edge in ("low", "high"))
+        value = math.nan if one.get("difference") is None else min(max(one["difference"] / margin, -_FAR), _FAR)
+        ratio = one.get("ratio")
+        said = f"× {number(ratio[0])} ({number(ratio[1])} to {number(ratio[2])})" if ratio else f"{number(one.get('difference'))} ({number(one.get('low'))} to {number(one.get('high'))})"
+        rows.append({"label": one["metric"], "answer": one["answer"], "words": one["words"], "said": said, "value": value, "low": low, "high": high, "steps": one.get("steps")})
+    return pd.DataFrame(rows, columns=["label", "answer", "words", "said", "value", "low", "high", "steps"])
+
+
 def found(table: pd.DataFrame, watched: Watched) -> pd.DataFrame:
     """The metric's rows under the first of its names that is there."""
-    for name in (watched.name, *watched.others):
-        part = table[(table["name"] == name) & table["value"].notna()]
-        if len(part):
-            return part.sort_values(["source", "step"])
-    return table.iloc[:0]
+    part = table[table["value"].notna()]
+    return part[part["name"] == trainer_names.first(watched.name, part["name"])].sort_values(["source", "step"])
 
 
 def rows(part: pd.DataFrame, band: Mapping[str, Any] | None) -> pd.DataFrame:

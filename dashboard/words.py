@@ -140,6 +140,15 @@ def pulses(status: Mapping[str, Any]) -> list[Pulse]:
     return [_engine_pulse(status, now), _tap_pulse(status, now), _scorer_pulse(status, now), _daemon_pulse(status, now)]
 
 
+def data_pulse(status: Mapping[str, Any], scored_until: float | None) -> Pulse:
+    """How fresh the numbers are: the age of the newest batch in which tokens were compared (its end, UTC seconds), None = none in the window."""
+    about = "The newest closed batch in which tokens were compared: no chart can be fresher than this."
+    if scored_until is None:
+        return Pulse(name="Data", tone="info", value="none yet", note="no batch compared in this window", help=about)
+    behind, batch = float(status.get("now") or 0) - scored_until, float(status.get("batch_seconds") or 0)
+    return Pulse(name="Data", tone="good" if behind <= max(STALE_SECONDS, 3 * batch) else "warn", value=_ago(behind), note=f"batches of {duration(batch)}", help=about)
+
+
 def _daemon_pulse(status: Mapping[str, Any], now: float) -> Pulse:
     behind = now - float(status.get("heartbeat_at") or now)
     tone: Tone = "good" if behind <= STALE_SECONDS else "bad"

@@ -1,7 +1,7 @@
 """Wall-clock batches: what falls into a window, and when the window closes.
 
-A window closes `watermark_seconds` after its end. A rollout that comes later still counts, in the oldest open window
-(counted as `late`); an empty window is a missing batch and is passed on as one.
+A window closes `watermark_seconds` after its end. What comes later still counts, in the oldest open window; an empty window is a
+missing batch and is passed on as one. Whoever files a rollout asks `is_late` and counts it, once a rollout.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ class BatchBuilder:
         self._counts: dict[int, Counter[str]] = defaultdict(Counter)
 
     def window_of(self, at: float, *, now: float) -> int:
-        """The batch number a rollout finished `at` belongs to; the future is taken for now, the sealed past is late."""
-        t = self._first_t + int((min(at, now) - self.started_at) // self.batch_seconds)
-        if t < self._next_t:
-            self._counts[self._next_t]["late"] += 1
-            return self._next_t
-        return t
+        """The batch number for what happened `at`; the future is taken for now, what belongs to a closed batch goes into the oldest open one."""
+        return max(self._own_window(at, now=now), self._next_t)
+
+    def is_late(self, at: float, *, now: float) -> bool:
+        """Has the batch of what happened `at` been closed already?"""
+        return self._own_window(at, now=now) < self._next_t
+
+    def _own_window(self, at: float, *, now: float) -> int:
+        return self._first_t + int((min(at, now) - self.started_at) // self.batch_seconds)
 
     def add(self, t: int, *, slices: Iterable[SliceStats] = (), gains: Mapping[str, float] = {},
             counts: Mapping[str, int] = {}) -> None:

@@ -52,9 +52,12 @@ class Filing:
 
     def file(self, arrived: Rollout, kept: Rollout | None, shadow: Score | None, *, now: float) -> tuple[int, Score | None]:
         """File a rollout that arrived; `kept` is it as the sampler kept it. Returns its batch and the score it was judged by."""
-        t = self.builder.window_of(arrived.finished_at or now, now=now)
+        finished_at = now if arrived.finished_at is None else arrived.finished_at
+        t = self.builder.window_of(finished_at, now=now)
+        late = arrived.finished_at is not None and self.builder.is_late(finished_at, now=now)
         nonfinite = int((~np.isfinite(arrived.engine_logprobs_T) & arrived.sampled_mask_T).sum())
-        counts = Counter(seen=1, tokens_seen=arrived.n_tokens, sampled=int(kept is not None), nonfinite=nonfinite)
+        counts = Counter(seen=1, tokens_seen=arrived.n_tokens, sampled=int(kept is not None), nonfinite=nonfinite,
+                         **({"late": 1} if late else {}))
         slices: tuple[SliceStats, ...] = ()
         judged = None
         if kept is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collector.records import Incident
@@ -11,6 +12,7 @@ from collector.sources.refusals import added
 from detectors.hardfacts import EngineSeen, Observation
 from klaxon.audit_view import audit_view
 from klaxon.band_view import band_view
+from klaxon.comparisons import comparisons
 from klaxon.verdict import Seen, Verdict, judge
 
 if TYPE_CHECKING:
@@ -70,6 +72,10 @@ class Live:
     def audit(self) -> dict[str, Any]:
         """GET /v1/audit."""
         return audit_view(self._daemon)
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """GET /v1/comparisons."""
+        return comparisons(Path(self._daemon.config.run.dir))
 
     @property
     def tier(self) -> int:

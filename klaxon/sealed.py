@@ -22,10 +22,12 @@ from collector.errors import Unavailable
 from collector.store import Store
 from klaxon.alert_routes import add_reads
 from klaxon.api import build_api
+from klaxon.comparisons import comparisons
 from klaxon.verdict import Seen, Verdict, judge
 
 STATUS, STORE, CONTROL = "status.json", "klaxon.duckdb", "control.sqlite"
 FILES = (STATUS, STORE, f"{STORE}.wal", CONTROL, f"{CONTROL}-wal")
+REPORTS = "compare*.json"
 
 
 def keep_status(folder: Path, status: Mapping[str, Any]) -> None:
@@ -49,7 +51,7 @@ def copied(folder: Path, to: Path) -> int:
         raise Unavailable(f"{folder}: holds no {STORE}; name a run's folder ([run] dir in its config.toml)")
     lock = StateLock(folder / CONTROL) if os.access(folder, os.W_OK) else None
     try:
-        for name in FILES:
+        for name in (*FILES, *(path.name for path in folder.glob(REPORTS))):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, to / name)
     except OSError as error:
@@ -64,7 +66,7 @@ class Sealed:
     """What the API asks of a live daemon, from its last status and its incidents."""
 
     def __init__(self, folder: Path, store: Store, alerts: Alerts) -> None:
-        self._alerts = alerts
+        self._alerts, self._folder = alerts, folder
         try:
             self._status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -89,6 +91,10 @@ class Sealed:
     def reference_band(self) -> dict[str, Any]:
         """The band the daemon last held the trainer's metrics against."""
         return self._status.get("reference_band") or {}
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """What lies beside the store."""
+        return comparisons(self._folder)
 
     def judged(self, run: str, now: float) -> Verdict:
         """No trainer may trust a daemon that is gone."""

@@ -27,7 +27,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 
 def slices_router(store: Store, live: Any, answers: Answers) -> APIRouter:
-    """GET /v1/breakdown, /v1/coverage, /v1/throughput, /v1/reference-band and /v1/audit. A question that cannot be answered is 400 with {"error": text}."""
+    """GET /v1/breakdown, /v1/coverage, /v1/throughput, /v1/reference-band, /v1/comparisons and /v1/audit. A question that cannot be answered is 400 with {"error": text}."""
     router = APIRouter()
 
     @router.get("/v1/breakdown")
@@ -60,6 +60,10 @@ def slices_router(store: Store, live: Any, answers: Answers) -> APIRouter:
     @router.get("/v1/reference-band")
     def reference_band() -> Response:
         return _json(_asked(live, "reference_band", default={}))
+
+    @router.get("/v1/comparisons")
+    def comparisons() -> Response:
+        return _json(_asked(live, "comparisons", default=[]))
 
     @router.get("/v1/audit")
     def audit() -> Response:

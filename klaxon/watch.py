@@ -119,7 +119,6 @@ class Watch(threading.Thread):
         asked, self._rebaseline = self._rebaseline, False
         counts = dict(Counter(batch.counts) + Counter(self.hooks.take_counts()) + Counter({REBASELINE: 1} if asked else {}))
         batch = replace(batch, counts=counts, gains={**batch.gains, **contract.gains(batch, self.config.contract)})
-        self.counts["late"] += counts.get("late", 0)
         own = facts(batch, None, self.config.detectors.facts)
         batch = replace(batch, facts=(*own, *self._noted.values()))
         self._noted.clear()

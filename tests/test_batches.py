@@ -2,7 +2,10 @@ import numpy as np
 
 from collector.records import Rollout, Score
 from collector.signals import slice_stats, total
+from collector.sources.trainer_logprobs import parse_trainer_word
 from klaxon.batches import BatchBuilder
+from klaxon.config import Config
+from klaxon.filing import Filing
 
 
 def builder(**change):
@@ -32,13 +35,29 @@ def test_gains_of_one_batch_add_up_and_slices_merge():
     assert batch.gains == {"s": 0.75} and len(batch.slices) == 1 and total(batch.slices).n_tokens == 12
 
 
-def test_a_late_rollout_counts_in_the_oldest_open_batch_and_says_so():
+def test_what_belongs_to_a_closed_batch_goes_into_the_oldest_open_one_and_asking_counts_nothing():
     b = builder()
     b.close_due(1015.0)
+    assert [b.is_late(at, now=1016.0) for at in (1002.0, 1012.0, 1016.0)] == [True, False, False]
     t = b.window_of(1002.0, now=1016.0)
     b.add(t, counts={"seen": 1})
-    assert t == 1
-    assert b.close_due(1025.0)[0].counts == {"late": 1, "seen": 1}
+    assert t == 1 and b.close_due(1025.0)[0].counts == {"seen": 1}
+
+
+def test_a_rollout_is_counted_as_late_once_whatever_is_said_of_it_afterwards():
+    b = builder()
+    filing = Filing(Config(), b, has_shadow=False)
+    b.close_due(1025.0)
+    rollouts = [Rollout(request_id=f"r{number}", prompt_tokens_P=np.arange(3, dtype=np.int32), completion_tokens_T=np.arange(4, dtype=np.int32) + number,
+                        sampled_mask_T=np.ones(4, bool), engine_logprobs_T=np.full(4, -1.0, np.float32), finished_at=at)
+                for number, at in enumerate((1001.0, 1026.0, None))]
+    for rollout in rollouts:
+        filing.file(rollout, rollout, None, now=1027.0)
+    words = [parse_trainer_word({"request_id": f"r{number}", "logprobs": [-1.1] * 4}, where="t:1") for number in range(3)]
+    compared, refused = filing.hear(words, now=1003.0)  # a round that began before the scorer was busy: its clock stands still
+    assert len(compared) == 3 and not refused
+    assert filing.counts["late"] == 1 and filing.counts["seen"] == 3
+    assert b.close_due(1035.0)[0].counts["late"] == 1
 
 
 def test_a_clock_that_runs_ahead_does_not_open_a_batch_in_the_future():

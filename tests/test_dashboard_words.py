@@ -151,7 +151,7 @@ def test_the_trainers_metrics_are_found_under_the_name_their_framework_uses():
 
     with httpx.Client(base_url="http://daemon", transport=httpx.MockTransport(answer)) as client:
         found = snapshot(client, window_seconds=None)
-    assert set(found.metrics) == {"clip", "reward"} and found.metrics["reward"]["value"].tolist() == [0.7]
+    assert set(found.metrics) == {"clip_rate", "reward"} and found.metrics["reward"]["value"].tolist() == [0.7]
     assert (found.start, found.end) == (4.9, 10.0)
 
 

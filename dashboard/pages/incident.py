@@ -80,8 +80,9 @@ def _story(incident: str) -> None:
     left, right = st.columns(2, gap="medium")
     with left:
         safely(panels.messages, found)
-    with right:
         safely(panels.history, found)
+    with right:
+        safely(panels.events, found)
 
 
 def _exists(incident: str) -> bool:

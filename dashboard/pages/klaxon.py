@@ -16,8 +16,8 @@ ROWS_SHOWN = 300
 STATES = {"alarm": "red", "close to an alarm": "orange", "some evidence": "yellow", "learning": "gray", "quiet": "green", "not in this run": "gray"}
 COVERAGE = ("replica", "coverage", "Coverage by replica", "Share of each replica's served tokens in this window that were compared with the trainer, the least covered "
             "first. A replica at 0 % is one Klaxon does not see.", "replica", "compared / served tokens")
-RATE = ("stratum", "sample_rate", "Sample rate by stratum", "Mean probability with which the sampler kept a rollout that was compared, by replica and prompt length in tokens: strata "
-        "share the budget, so that long prompts and every replica are seen.", "stratum", "inclusion probability")
+RATE = ("stratum", "sample_rate", "Sample rate and coverage by stratum", "Mean probability with which the sampler kept a rollout that was compared, by replica and prompt length in tokens: strata "
+        "share the budget, so that long prompts and every replica are seen. On hover: the share of the stratum's tokens that was compared.", "stratum", "inclusion probability")
 ORDER = ("alarm", "close to an alarm", "some evidence", "quiet", "learning", "not in this run")
 
 

@@ -11,7 +11,7 @@ import streamlit as st
 from dashboard import frame, training_charts
 from dashboard.frame import REFRESH_SECONDS, Seen, download, nothing, safely, title
 from dashboard.training_charts import NAMES, WATCHED, Watched
-from dashboard.words import plain
+from dashboard.words import clock, percent, plain
 
 POINTS = 240
 SETUP = ("The trainer has sent no metric in this window. Any of these brings them here: `klaxon_tap.push(step, metrics)` in the trainer, or a "
@@ -29,6 +29,7 @@ def _body(window: str) -> None:
     if table is not None:
         safely(_watched, table, band)
     safely(_throughput, seen)
+    safely(_comparisons, seen)
     safely(_about_band, band)
 
 
@@ -78,6 +79,36 @@ def _throughput(seen: Seen) -> None:
         download(head, table, "throughput")
 
 
+def _comparisons(seen: Seen) -> None:
+    with st.container(border=True, key="chart-comparison"):
+        head = title("Compared runs", "Are two runs, such as V0 and V1, the same within noise? Each mark is the second run against the first, with its interval; inside the shaded "
+                     "margin a difference counts as none. The answers hold together at the stated level, for finished runs looked at once.")
+        reports = frame.answer("/v1/comparisons")
+        if not reports:
+            nothing("No comparison in the run's folder. Of two finished runs: klaxon compare RUN_A RUN_B --json > RUN_DIR/compare.json, and it appears here.")
+            return
+        for report in reports:
+            if report.get("problem"):
+                st.warning(f"{plain(report.get('file'))} {plain(report['problem'])}", icon=":material/build:")
+        if told := [report for report in reports if not report.get("problem")]:
+            _comparison(told[0], seen, head)
+        if len(told) > 1:
+            st.caption(f"{plain(told[0]['file'])} is the newest; older: {', '.join(plain(report['file']) for report in told[1:])}.")
+
+
+def _comparison(report: Mapping[str, Any], seen: Seen, head: Any) -> None:
+    st.markdown(f"**{plain(report['verdict'])}** {plain(', '.join(report['b']))} against {plain(', '.join(report['a']))} · {clock(report.get('at'), now=seen.now)} · "
+                f"level {percent(1 - report['alpha'])}")
+    rows = training_charts.compared(report)
+    drawn = rows.dropna(subset=["value"])
+    if len(drawn):
+        st.vega_lite_chart(drawn, training_charts.differences(), width="stretch", key="plot-comparison", alt="Differences between two runs, a metric a line, in units of the margin")
+    st.markdown("\n".join(f"- **{plain(row.label)}** {plain(row.said)}: {plain(row.words)}" for row in rows.itertuples()))
+    for note in report.get("notes") or ():
+        st.caption(plain(note))
+    download(head, rows, "comparison")
+
+
 def _about_band(band: Mapping[str, Any]) -> None:
     with st.container(border=True, key="chart-band"):
         title("Reference runs", "Green: where the level of one more run of the trusted kind lies; dashed: the middle of those runs. Steps they do not share are not judged.")
@@ -90,7 +121,7 @@ def _about_band(band: Mapping[str, Any]) -> None:
             st.warning("One run taught the band: how much seeds differ is not known; its width is a tolerance somebody chose.", icon=":material/warning:")
         if left := band.get("left_out"):
             st.markdown("\n".join(f"- {plain(name)} has no band: {plain(why)}" for name, why in left.items()))
-        st.caption("Two finished runs are compared by `klaxon compare RUN RUN`: same, different, or cannot tell, with an interval.")
+        st.caption("The band is of whole runs; two of them are compared above.")
 
 
 _body(frame.header("Training", "trending_up", "Does this run learn the way trusted runs learnt? All numbers are the trainer's own; Klaxon only draws and judges them."))

@@ -30,6 +30,7 @@ from klaxon.canary import Canary
 from klaxon.chores import schedule
 from klaxon.config import Config
 from klaxon.diagnose_task import Diagnostician
+from klaxon.exports.exports import FEED_SECONDS, Exports
 from klaxon.heartbeat import Heartbeat, heartbeat_of
 from klaxon.ingest import Ingest, ingest_router
 from klaxon.live import Live
@@ -93,6 +94,7 @@ class Daemon:
         self.canary = Canary(config.engine.url, config.canary, config.trainer.sampling.sampling(),
                              last_rollout_at=lambda: self.worker.last_rollout_at, say=self.say)
         self.live = Live(self)
+        self.exports = Exports(config, self.store, status=self.live.status, incidents=self.live.incidents)
         hooks = Hooks(say=self.say, observe=self.live.observation, quick=self.diagnostician.quick, diagnose=self.diagnostician.start,
                       after_batch=self.diagnostician.after_batch, take_counts=self._take_counts, suspects=self._suspects, requests_state=self._requests_state)
         self.watch = Watch(config, bank=self.bank, builder=builder, builder_lock=lock, store=self.store,
@@ -210,6 +212,8 @@ class Daemon:
             ("checkpoint", self.store.checkpoint, store_config.checkpoint_seconds),
             ("retention", lambda: self.store.retention(time.time(), store_config), RETENTION_SECONDS),
         ]
+        if self.exports.relays:
+            chores.append(("exports", self.exports.feed, FEED_SECONDS))
         if self.config.engine.url:
             chores.append(("probe", lambda: self.probe.probe(time.time()), self.config.engine.probe_seconds))
             if self.config.canary.prompts:
@@ -265,6 +269,8 @@ async def serve(config: Config) -> None:
         stack.callback(daemon.store.close)
         daemon.alerts.start()
         stack.callback(daemon.alerts.stop)
+        daemon.exports.start()
+        stack.callback(daemon.exports.stop)
         at_rest = stack.enter_context(contextlib.ExitStack())  # what a daemon that ran does once its threads have ended
         for thread in (daemon.watch, daemon.worker):  # left in the other order: the worker files what has come in, the watch seals it
             thread.start()

@@ -24,6 +24,7 @@ from detectors.config import DetectorsConfig
 from detectors.reference_config import ReferenceConfig
 from diagnosis.config import DiagnosisConfig
 from klaxon.config_settings import override
+from klaxon.exports.config import ExportsConfig
 from klaxon.spine_config import CanaryConfig, DaemonConfig, EngineConfig, RunConfig, TrainerConfig
 
 
@@ -49,6 +50,7 @@ class Config(BaseModel):
     diagnosis: DiagnosisConfig = Field(default_factory=DiagnosisConfig)
     store: StoreConfig = Field(default_factory=StoreConfig)
     alerts: AlertsConfig = Field(default_factory=AlertsConfig)
+    exports: ExportsConfig = Field(default_factory=ExportsConfig)
 
 
 def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:

@@ -63,6 +63,7 @@ class Live:
             "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes(), "free_bytes": daemon.store.free_bytes()},
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
             "alerts_delivered": daemon.alerts.delivered_count(), "receivers": daemon.alerts.receivers(now),
+            "detectors_at": watch.ticked_at, "exports": daemon.exports.status(),
         }
 
     def reference_band(self) -> dict[str, Any]:
@@ -158,7 +159,7 @@ class Live:
     def _counts(self) -> dict[str, int]:
         daemon = self._daemon
         return added(daemon.counts, daemon.ingest.counts, daemon.worker.counts, daemon.worker.input_counts,
-                     daemon.worker.filing.join.counts, daemon.canary.counts, daemon.watch.counts, _from_taps(daemon.taps.counts()),
+                     daemon.worker.filing.join.counts, daemon.canary.counts, daemon.exports.counts, daemon.watch.counts, _from_taps(daemon.taps.counts()),
                      {"metrics_refused": daemon.trainer.refused, "metrics_polls_failed": daemon.trainer.counts.total()},
                      daemon.trainer.input_counts, self._from_scorer())
 

@@ -25,7 +25,7 @@ demo: venv
 # Three rounds: without an engine, with one, and the whole demos, which run against the clock and so have the machine for themselves.
 test: venv model browser programs
 	@began=$$(date +%s); rm -f .pytest_cache/failures-*.txt; verdict=passed; \
-	for round in "not engine:-n 2" "engine and not alone:-n 2" "alone:-n 0"; do \
+	for round in "not engine:-n 2 --dist loadfile" "engine and not alone:-n 2 --dist loadfile" "alone:-n 0"; do \
 	  echo "make test: the tests marked '$${round%%:*}'" >&2; \
 	  .venv/bin/python -m pytest -q --durations=10 -m "$${round%%:*}" $${round#*:} $(ARGS); code=$$?; \
 	  test $$code = 0 || test $$code = 5 || verdict=FAILED; done; \

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from collector import signals
 from collector.records import BatchStats, SliceStats
+from collector.sources.progress import Mark
 
 
 class BatchBuilder:
@@ -23,6 +24,7 @@ class BatchBuilder:
         self._slices: dict[int, list[SliceStats]] = defaultdict(list)
         self._gains: dict[int, Counter[str]] = defaultdict(Counter)
         self._counts: dict[int, Counter[str]] = defaultdict(Counter)
+        self._marks: dict[int, list[Mark]] = defaultdict(list)
 
     def window_of(self, at: float, *, now: float) -> int:
         """The batch number a rollout finished `at` belongs to; the future is taken for now, the sealed past is late."""
@@ -33,8 +35,10 @@ class BatchBuilder:
         return t
 
     def add(self, t: int, *, slices: Iterable[SliceStats] = (), gains: Mapping[str, float] = {},
-            counts: Mapping[str, int] = {}) -> None:
-        """Add one rollout's statistics to batch t."""
+            counts: Mapping[str, int] = {}, mark: Mark | None = None) -> None:
+        """Add one rollout's statistics to batch t. `mark`: where it was read, to be settled once batch t is stored."""
+        if mark is not None:
+            self._marks[t].append(mark)
         self._slices[t].extend(slices)
         for stream, gain in gains.items():
             self._gains[t][stream] += gain
@@ -47,6 +51,10 @@ class BatchBuilder:
             closed.append(self._close(self._next_t))
             self._next_t += 1
         return closed
+
+    def take_marks(self, t: int) -> list[Mark]:
+        """Where the rollouts of closed batch t were read; once."""
+        return self._marks.pop(t, [])
 
     def _closes_at(self, t: int) -> float:
         return self.started_at + (t + 1 - self._first_t) * self.batch_seconds

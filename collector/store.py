@@ -100,6 +100,13 @@ class Store:
                 for table in ("slices", "gains", "facts")})
             start = rows[-1]["t"] + 1
 
+    def forget_unstored(self) -> int:
+        """Delete the rows of rollouts that were read in files and whose batch was never stored: they are read again. Returns `next_t`."""
+        first = self.next_t()
+        with self._lock, self._cursor() as cursor:
+            cursor.execute("DELETE FROM rollouts WHERE read_from IS NOT NULL AND t >= ?", [first]).fetchall()
+        return first
+
     def next_t(self) -> int:
         """The number the next batch should carry: one past the last stored, 0 in a new store."""
         return self.query("SELECT coalesce(max(t) + 1, 0) FROM batches")[0][0]

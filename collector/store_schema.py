@@ -152,6 +152,7 @@ def rollout_row(rollout: Rollout, score: Score | None, *, t: int, key: str) -> d
         "source": score.source if score is not None else None,
         "prompt_hash": prompt_hash(rollout.prompt_tokens_P, key=key), "step": rollout.labels.get("step"),
         "env": _label(rollout, "env"), "turn": _label(rollout, "turn"), "bin_tokens": bin_tokens, "bin_abs_d": bin_abs_d,
+        "read_from": None if rollout.mark is None else str(rollout.mark),
     }
 
 

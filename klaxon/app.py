@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
+from alerts.db import Database
 from alerts.service import Alerts
 from collector.errors import ConfigError, Unavailable
 from collector.sources.inbox import TapInbox
@@ -29,6 +30,7 @@ from klaxon.batches import BatchBuilder
 from klaxon.canary import Canary
 from klaxon.chores import schedule
 from klaxon.config import Config
+from klaxon.cursors import Cursors
 from klaxon.diagnose_task import Diagnostician
 from klaxon.exports.exports import FEED_SECONDS, Exports
 from klaxon.heartbeat import Heartbeat, heartbeat_of
@@ -81,13 +83,15 @@ class Daemon:
         config, lock = self.config, threading.Lock()
         self.bank = Bank(config.detectors, batch_seconds=config.daemon.batch_seconds)
         first_t = self._replay()
+        self.cursors = Cursors(Database(folder / "control.sqlite"), next_t=self.store.forget_unstored())
         builder = BatchBuilder(started_at=self.started_at, batch_seconds=config.daemon.batch_seconds,
                                watermark_seconds=config.daemon.watermark_seconds, first_t=first_t)
         self.trainer.bet = lambda gains: _file_gains(builder, lock, gains)
         self.worker = Worker(config, inbox=self.inbox, builder=builder, builder_lock=lock,
                              views=self._views() if config.weights.dir else None, refuse=self.ingest.refuse,
                              file_rollouts=self.store.append_rollouts, note=self.trainer.ledger.note,
-                             opening=lambda: self.shadow is not None and bool(self.shadow.published))
+                             opening=lambda: self.shadow is not None and bool(self.shadow.published), kept=self.cursors.kept)
+        self.cursors.read_so_far = self.worker.read_so_far
         load_requests(folder, self.worker.filing.requests)
         self.diagnostician = Diagnostician(config, worker=self.worker, shadow=self.shadow, taps=self.taps,
                                            alerts=self.alerts, say=self.say)
@@ -96,7 +100,7 @@ class Daemon:
         self.live = Live(self)
         self.exports = Exports(config, self.store, status=self.live.status, incidents=self.live.incidents)
         hooks = Hooks(say=self.say, observe=self.live.observation, quick=self.diagnostician.quick, diagnose=self.diagnostician.start,
-                      after_batch=self.diagnostician.after_batch, take_counts=self._take_counts, suspects=self._suspects, requests_state=self._requests_state)
+                      after_batch=self.diagnostician.after_batch, take_counts=self._take_counts, suspects=self._suspects, storing=self.cursors.storing, requests_state=self._requests_state)
         self.watch = Watch(config, bank=self.bank, builder=builder, builder_lock=lock, store=self.store,
                            alerts=self.alerts, hooks=hooks, clock=time.time)
         self.api: FastAPI = build_api(self.store, self.live)
@@ -267,6 +271,7 @@ async def serve(config: Config) -> None:
         loop.add_signal_handler(number, stopping.set)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(daemon.store.close)
+        stack.callback(daemon.cursors.close)
         daemon.alerts.start()
         stack.callback(daemon.alerts.stop)
         daemon.exports.start()

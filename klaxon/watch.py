@@ -17,6 +17,7 @@ from alerts.service import Alerts
 from collector.errors import Unavailable
 from collector.records import BatchStats, Diagnosis, Drift, Evidence, Fact
 from collector.signals import metrics, total
+from collector.sources.progress import Mark
 from collector.store import Store
 from detectors import contract
 from detectors.bank import REBASELINE, Bank
@@ -44,6 +45,7 @@ class Hooks:
     after_batch: Callable[[], None]
     take_counts: Callable[[], dict[str, int]]  # refused and lost since the last batch
     requests_state: Callable[[], list[dict[str, Any]]] = list  # what was learnt about single requests
+    storing: Callable[[int, Sequence[Mark]], None] = lambda t, marks: None  # before batch t is stored: where its rollouts were read
     suspects: Callable[[int, int], list[str]] = lambda first, last: []  # keyed hashes of odd rollouts of batches first … last
 
 
@@ -64,7 +66,7 @@ class Watch(threading.Thread):
         self.recent = Recent()
         self._noted: dict[tuple[str, tuple], Fact] = {}  # facts seen since the last batch closed
         self._facts_seen: dict[str, int] = {}  # fingerprint of a fact's open incident → last batch in which it held
-        self._unstored: deque[tuple[BatchStats, tuple[Evidence, ...], float]] = deque(maxlen=UNSTORED_BATCHES)
+        self._unstored: deque[tuple[BatchStats, tuple[Evidence, ...], float, list[Mark]]] = deque(maxlen=UNSTORED_BATCHES)
         self._rebaseline = False
         self._halt = threading.Event()
 
@@ -98,24 +100,28 @@ class Watch(threading.Thread):
         self._noted |= {_key(fact): fact for fact in found}
         self._page(self.bank.note_facts(found, t=t), now)
         with self.builder_lock:
-            closed = self.builder.close_due(now)
-        for batch in closed:
-            self._take(batch, now)
+            closed = self._with_marks(self.builder.close_due(now))
+        for batch, marks in closed:
+            self._take(batch, marks, now)
         self.ticked_at = now
 
     def seal(self, now: float) -> None:
         """The end of this process: what has come in is judged and stored, the open batch too, cut short at `now`."""
         with self.builder_lock:
-            closed = self.builder.close_all(now)
-        for batch in closed:
-            self._take(batch, now)
+            closed = self._with_marks(self.builder.close_all(now))
+        for batch, marks in closed:
+            self._take(batch, marks, now)
+
+    def _with_marks(self, closed: list[BatchStats]) -> list[tuple[BatchStats, list[Mark]]]:
+        """Batches with where their rollouts were read; asked under the builder's lock."""
+        return [(batch, self.builder.take_marks(batch.t)) for batch in closed]
 
     def rebaseline(self, reason: str) -> None:
         """A planned change was declared: from the next batch on the battery learns again what is normal."""
         self._rebaseline = True
         self.hooks.say("rebaseline", f"the battery learns again what is normal: {reason}", {"reason": reason})
 
-    def _take(self, batch: BatchStats, now: float) -> None:
+    def _take(self, batch: BatchStats, marks: list[Mark], now: float) -> None:
         asked, self._rebaseline = self._rebaseline, False
         counts = dict(Counter(batch.counts) + Counter(self.hooks.take_counts()) + Counter({REBASELINE: 1} if asked else {}))
         batch = replace(batch, counts=counts, gains={**batch.gains, **contract.gains(batch, self.config.contract)})
@@ -123,7 +129,7 @@ class Watch(threading.Thread):
         batch = replace(batch, facts=(*own, *self._noted.values()))
         self._noted.clear()
         evidence, drifts = self.bank.update(batch)
-        self._unstored.append((batch, evidence, self.bank.ln_m))
+        self._unstored.append((batch, evidence, self.bank.ln_m, marks))
         self.alerts.note_evidence(batch.closed_at, self.bank.ln_m)
         self._flush()
         self.last_batch = batch
@@ -141,8 +147,9 @@ class Watch(threading.Thread):
     def _flush(self) -> None:
         """Store what waits, oldest first; while the store refuses (a full disk), the batches are kept and tried again."""
         while self._unstored:
-            batch, evidence, ln_m = self._unstored[0]
+            batch, evidence, ln_m, marks = self._unstored[0]
             try:
+                self.hooks.storing(batch.t, marks)
                 self.store.append_batch(batch, evidence, ln_m=ln_m, ln_a=self.bank.ln_a)
             except Unavailable as error:
                 self.counts["store_errors"] += 1

@@ -11,24 +11,22 @@ import queue
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from collector.errors import InputError, KlaxonError
 from collector.records import Rollout, Score, WeightSpan
 from collector.sampler import Draw, TwoCoinSampler
-from collector.sources.config import FileSource
-from collector.sources.formats import Hygiene, ReadOptions
-from collector.sources.formats.redis_stream import SCHEME, RedisTail
-from collector.sources.formats.tail import SourceTail
+from collector.sources.formats import Hygiene
 from collector.sources.inbox import TapInbox
 from collector.sources.refusals import prefixed
-from collector.sources.trainer_logprobs import TrainerTail, TrainerWord
+from collector.sources.trainer_logprobs import TrainerWord
 from klaxon.batches import BatchBuilder
 from klaxon.canary import EXPERIMENT, MARK
 from klaxon.config import Config
 from klaxon.filing import Filing, Scored
+from klaxon.reading import Reading, settle
 
 if TYPE_CHECKING:
     from klaxon.shadow_views import ShadowViews
@@ -40,29 +38,21 @@ VERSION_PATIENCE_SECONDS = 20.0
 DRAIN_SECONDS = 12.0  # after a stop, for what has come in; Kubernetes kills 30 s after its SIGTERM
 
 
-def _tail(source: FileSource) -> SourceTail | RedisTail:
-    options = ReadOptions(tokenizer=source.tokenizer, allow_pickle=source.allow_pickle, version_at_start=source.version_at_start)
-    if source.path.startswith(SCHEME):
-        return RedisTail(source.path, options=options)
-    return SourceTail(source.path, source.format or None, options=options)
-
-
 class Worker(threading.Thread):
     """Polls the sources, samples, scores and files statistics under `builder_lock`."""
 
     def __init__(self, config: Config, *, inbox: TapInbox, builder: BatchBuilder, builder_lock: threading.Lock,
                  views: ShadowViews | None, refuse: Callable[[InputError], None],
                  file_rollouts: Callable[[int, list[tuple[Rollout, Score]]], None], note: Callable[[Rollout], None] = lambda _: None, opening: Callable[[], bool] = lambda: False,
-                 clock: Callable[[], float] = time.time) -> None:
+                 clock: Callable[[], float] = time.time, kept: Mapping[str, list[dict[str, Any]]] | None = None) -> None:
         super().__init__(name="klaxon-worker", daemon=True)
         self.config, self.inbox, self.views, self.clock = config, inbox, views, clock
         self.builder_lock = builder_lock
         self.filing = Filing(config, builder, has_shadow=views is not None)
         self.refuse, self.file_rollouts, self._note, self._opening = refuse, file_rollouts, note, opening
         self.sampler = TwoCoinSampler(config.sampler)
-        self.tails = [_tail(source) for source in config.sources.tailed]
+        self.reading = Reading(config.sources, refuse=refuse, kept=kept)
         self._pushed = Hygiene(Counter())
-        self.trainer_tails = [TrainerTail(path) for path in config.sources.trainer_files]
         self._trainer_says: queue.Queue[TrainerWord] = queue.Queue(config.sources.inbox_rollouts)
         self.busy_seconds = 0.0
         self.last_scored_at: float | None = None
@@ -73,6 +63,7 @@ class Worker(threading.Thread):
         self.busy_since: float | None = None  # when the group in hand was taken; None = idle
         self._waiting: deque[tuple[float, Rollout]] = deque()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._in_hand: list[Rollout] = []  # the group that is being filed
         self._halt = threading.Event()
 
     def submit(self, task: Callable[[], None]) -> None:
@@ -91,7 +82,7 @@ class Worker(threading.Thread):
     @property
     def input_counts(self) -> dict[str, int]:
         """Oddities on the way in: repeated, out-of-order and future rollouts of taps, files of the trainer that moved."""
-        return prefixed("pushed_", [self._pushed.counts]) | prefixed("trainer_", [tail.counts for tail in self.trainer_tails])
+        return prefixed("pushed_", [self._pushed.counts]) | prefixed("trainer_", [tail.counts for tail in self.reading.trainer_tails])
 
     @property
     def recent(self) -> deque[Scored]:
@@ -115,6 +106,17 @@ class Worker(threading.Thread):
     def oldest_unscored_at(self) -> float | None:
         """Since when the oldest rollout waits, in hand or in the inbox; None when none does."""
         return min((at for at in (self.busy_since, self.inbox.oldest_at) if at is not None), default=None)
+
+    def read_so_far(self) -> dict[str, list[dict[str, Any]]]:
+        """File → how far it is read and stored (klaxon/cursors.py); asked by another thread."""
+        with self.builder_lock:
+            unspoken = self.filing.join.unspoken() if self._recalls else []
+        return self.reading.read_so_far(unspoken)
+
+    @property
+    def _recalls(self) -> bool:
+        """Are stored rollouts read again for the trainer's word? Not where a scorer compares them: it would have to score them again."""
+        return bool(self.reading.trainer_tails) and self.views is None
 
     def stop(self) -> None:
         """Ask the thread to end once what has come in is filed, or DRAIN_SECONDS have passed."""
@@ -142,6 +144,7 @@ class Worker(threading.Thread):
         except Exception:
             self.counts["worker_errors"] += 1
             log.exception("a group of rollouts was lost to an error in Klaxon; the next goes on")
+            settle(self._in_hand)
             return False
 
     def step(self) -> bool:
@@ -154,7 +157,9 @@ class Worker(threading.Thread):
         if own := [rollout for rollout in arrived if rollout.traffic != "canary"]:
             self._note_arrival(own, now)
         if ready:
-            self._file([rollout for rollout in ready if self._known_version(rollout, now)], now)
+            self._in_hand = [rollout for rollout in ready if self._known_version(rollout, now)]
+            self._file(self._in_hand, now)
+            self._in_hand = []
         return self._hear(now) or bool(ready)
 
     def _note_arrival(self, arrived: list[Rollout], now: float) -> None:
@@ -179,19 +184,22 @@ class Worker(threading.Thread):
 
     def _arrivals(self) -> list[Rollout]:
         arrived = [rollout for rollout in self.inbox.poll(GROUP_ROLLOUTS) if self._pushed.keep(rollout, now=self.clock())]
-        for tail in () if self._halt.is_set() else self.tails:  # who stops begins no new part of a file
-            before = Counter(tail.counts)
-            items = tail.poll(self.clock())
-            self.counts.update({f"file_{name}": count for name, count in (tail.counts - before).items()})
-            for item in items:
-                if isinstance(item, InputError):
-                    self.refuse(item)
-                else:
-                    arrived.append(item)
+        for item in () if self._halt.is_set() else self.reading.rollouts(self.clock(), self.counts):  # who stops begins no new part of a file
+            if item.mark is not None and item.mark.recalled:
+                self._recall(item)
+            else:
+                arrived.append(item)
         own = [rollout for rollout in arrived if EXPERIMENT not in rollout.request_id]
         if len(own) < len(arrived):
             self.counts["own_experiments"] += len(arrived) - len(own)
+            settle(rollout for rollout in arrived if EXPERIMENT in rollout.request_id)
         return own
+
+    def _recall(self, rollout: Rollout) -> None:
+        """A rollout that is stored already: the trainer's word on it may still come."""
+        if self._recalls and rollout.trainer_logprobs_T is None:
+            with self.builder_lock:
+                self.filing.join.remember(self._assume(rollout), None)
 
     def _assume(self, rollout: Rollout) -> Rollout:
         """Fill what the trainer assumes where the rollout does not say it itself; never from the engine's side."""
@@ -235,12 +243,7 @@ class Worker(threading.Thread):
     def _trainer_words(self) -> Iterator[TrainerWord]:
         for _ in range(self._trainer_says.qsize()):
             yield self._trainer_says.get_nowait()
-        for tail in self.trainer_tails:
-            for item in tail.poll():
-                if isinstance(item, InputError):
-                    self.refuse(item)
-                else:
-                    yield item
+        yield from self.reading.words()
 
     def _file(self, group: list[Rollout], now: float) -> None:
         draws = [self._draw(rollout, now) for rollout in group]
@@ -288,3 +291,4 @@ class Worker(threading.Thread):
             self.counts["scorer_errors"] += 1
             log.warning("these %d rollouts were not scored: %s", len(kept), error)
             return {}
+

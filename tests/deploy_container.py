@@ -100,7 +100,7 @@ def builder() -> Iterator[Builder]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = Builder(CACHE)
         _empty(made)
-        made.scratch.mkdir()
+        made.scratch.mkdir(exist_ok=True)
         try:
             root = debian_root(made)
             with made.container("scratch") as container:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import re
 import signal
@@ -113,10 +114,11 @@ def test_the_image_says_who_runs_what_and_how_its_health_is_asked(made):
 
 def test_the_collector_holds_the_command_and_no_torch_and_nothing_of_the_builder(made, tmp_path):
     place = Place(tmp_path)
+    (place.conf / "rollouts.jsonl").write_text(json.dumps({**ROLLOUT, "request_id": "r"}) + "\n")
     version = inside(made, "klaxon-collector", place, "klaxon", "--version")
     assert (version.returncode, version.stdout) == (0, f"klaxon {importlib.metadata.version('klaxon-rl')}\n"), version.stderr
     script = ("id -u; grep -E 'Cap(Prm|Eff)|NoNewPrivs' /proc/self/status; "
-              "touch /opt/klaxon/x; python3 -c 'import torch'; ls /src /etc/pip.conf; klaxon score x.jsonl --model y")
+              "touch /opt/klaxon/x; python3 -c 'import torch'; ls /src /etc/pip.conf; klaxon score /etc/klaxon/rollouts.jsonl --model /tmp")
     done = inside(made, "klaxon-collector", place, "sh", "-c", script)
     assert done.stdout.split() == [str(USER), "CapPrm:", "0" * 16, "CapEff:", "0" * 16, "NoNewPrivs:", "1"]
     assert "Read-only file system" in done.stderr and "No module named 'torch'" in done.stderr and done.stderr.count("No such file") == 2

@@ -1,6 +1,6 @@
 # make demo    the whole thing on this machine: engine, GRPO loop, Klaxon, page   (options: make demo ARGS="--fault none --exit")
 # make test    every test, with the real engine, model and browser                (some of them: make test ARGS="-k sampler")
-# make venv    only the environment     make model   only the demo's model     make browser   only Chromium (Debian, root)   make programs   Alertmanager and promtool, where they can be had
+# make venv    only the environment     make model   only the demo's model     make browser   only Chromium (Debian, root)   make programs   what some tests use, where it can be had (Debian, root)
 #
 # PYTHON       the Python to build .venv with (3.11 or newer)
 # TORCH_INDEX  an extra package index with the CPU build of torch, where the usual one has none
@@ -56,9 +56,13 @@ browser:
 	    { apt-get install -y -qq --no-install-recommends chromium || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }; } >&2; \
 	  else echo "the test of the page needs Chromium: install chromium or google-chrome, or run make test in a root shell on Debian" >&2; exit 1; fi; }
 
-# Two tests use these programs, and are skipped without them.
+# What some tests use, command:Debian package; they are skipped without.
+PROGRAMS := prometheus-alertmanager:prometheus-alertmanager promtool:prometheus buildah:buildah debootstrap:debootstrap
+
 programs:
-	@{ command -v prometheus-alertmanager && command -v promtool; } >/dev/null 2>&1 || { \
-	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && { \
-	    echo "installing Alertmanager and promtool for their tests (skipped without)" >&2; \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus-alertmanager prometheus >/dev/null 2>&1; }; } || true
+	@missing=""; for one in $(PROGRAMS); do command -v $${one%%:*} >/dev/null 2>&1 || missing="$$missing $${one##*:}"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then echo "not installed, their tests are skipped:$$missing" >&2; exit 0; fi; \
+	echo "installing$$missing for their tests (skipped without)" >&2; export DEBIAN_FRONTEND=noninteractive; \
+	apt-get install -y -qq --no-install-recommends $$missing >/dev/null 2>&1 || { \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } >/dev/null 2>&1 || echo "could not be installed, their tests are skipped:$$missing" >&2

@@ -46,7 +46,15 @@ class Finding:
 def check(config: Annotated[str, typer.Option("--config", "-c", help="The run's config file.")] = "config.toml",
           settings: Annotated[list[str] | None, typer.Option("--set", help=SETTINGS_HELP)] = None,
           json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False) -> None:
-    """Validate config.toml, probe every part, and say the tier, the coverage and the blind spots. Exit code 2 when something configured cannot work."""
+    """Validate config.toml, probe every part, and say the tier, the coverage and the blind spots.
+
+    \b
+    Examples:
+      klaxon check
+      klaxon check --config runs/grpo-7b.toml --json
+
+    Exit codes: 0 it can work, 2 something configured cannot.
+    """
     loaded = load_config(config, settings or ())
     findings = [Finding(part="config", state="ok", text=f"{config} is valid"), *examine(loaded)]
     tier, coverage = _tier(loaded, findings)

@@ -35,6 +35,11 @@ def diagnose(
 ) -> None:
     """Find out why: every known fault predicts the engine's logprobs, the best prediction wins.
 
+    \b
+    Examples:
+      klaxon diagnose rollouts.jsonl --model weights/step_40
+      klaxon diagnose rollouts.jsonl --model weights/step_40 --previous weights/step_39 --json
+
     Exit codes: 0 healthy, 1 mismatch, 2 nothing usable or failure.
     """
     from klaxon.commands.look import with_trainer

@@ -34,6 +34,11 @@ def score(
 ) -> None:
     """Score rollouts with the trainer's weights: KL, clip rate, ESS and the rest, per rollout and in total.
 
+    \b
+    Examples:
+      klaxon score rollouts.jsonl --model weights/step_40
+      klaxon score outputs/rollouts --model weights/step_40 --head-dtype float32 --json
+
     Exit codes: 0 within the band of a healthy engine, 1 mismatch, 2 nothing usable or failure.
     """
     from klaxon.scripting.files import finite, per_rollout

@@ -52,7 +52,7 @@ class EngineProbe:
             self.reachable_since = self.reachable_since or now
             self._settings = settings
             self.facts = {**settings, "version": version, "weight_version": label}
-            self._compare(settings)
+            self._compare(settings if version is None else {**settings, "version": version})
         return True
 
     def _compare(self, settings: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class EngineProbe:
             if settings[key] != self._before[key]:
                 self._say("engine_config", f"engine {self.url}: {key} changed from {self._before[key]} to {settings[key]}",
                           {"key": key, "before": self._before[key], "after": settings[key]})
-        self._before = settings or self._before
+        self._before = self._before | settings
 
 
 def _json(client: httpx.Client, path: str, **params: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def socket(config: Config, status: dict[str, Any] | None) -> Iterator[Finding]:
         yield problem
         return
     closed = _closed_above(path)
-    heard = any(tap["alive"] for tap in (status or {}).get("taps", []))
+    heard = any(tap["alive"] for tap in (status or {}).get("taps", []) if tap["source"] != "trainer")
     if closed and not heard and status is not None:
         yield Finding(part="socket", state="warn", next=f"chmod o+x {closed}",
                       text=f"{closed} ({_owner(closed)}) lets no other user in: an engine that runs as another user than {_me()} cannot reach {path}; "
@@ -79,6 +79,8 @@ def _socket_problem(path: Path, *, running: bool) -> Finding | None:
     existing = next((one for one in (path.parent, *path.absolute().parent.parents) if one.exists()), path.parent)
     if why := cannot_write(existing):
         return Finding(part="socket", state="bad", text=f"{path} cannot be made: {why}; set daemon.socket")
+    if running and not path.exists() and not path.is_absolute():
+        return Finding(part="socket", state="warn", text=f"the daemon runs, but {path} is not in this folder: run.dir is relative and the daemon was started elsewhere; check from there")
     if running and (why := _no_answer(path)):
         return Finding(part="socket", state="bad", text=f"the daemon runs, but nobody answers at {path} ({why}): taps cannot reach it", next="klaxon run   # after stopping the daemon")
     return None

@@ -19,7 +19,7 @@ def rollouts(config: Config, status: dict[str, Any] | None) -> Finding:
         return files(config)
     if not config.sources.tap:
         return Finding(part="rollouts", state="bad", text="no source: sources.tap is false and sources.files is empty")
-    alive = [tap for tap in (status or {}).get("taps", []) if tap["alive"]]
+    alive = [tap for tap in (status or {}).get("taps", []) if tap["alive"] and tap["source"] != "trainer"]
     if alive:
         return Finding(part="rollouts", state="ok", text=f"tap heard: {', '.join(tap['source'] + ' ' + tap['engine'] for tap in alive)}")
     how = "pip install klaxon-tap beside vLLM and set KLAXON_URL"

@@ -57,7 +57,7 @@ browser:
 	  else echo "the test of the page needs Chromium: install chromium or google-chrome, or run make test in a root shell on Debian" >&2; exit 1; fi; }
 
 # What some tests use, command:Debian package; they are skipped without.
-PROGRAMS := prometheus-alertmanager:prometheus-alertmanager promtool:prometheus buildah:buildah debootstrap:debootstrap
+PROGRAMS := prometheus-alertmanager:prometheus-alertmanager promtool:prometheus buildah:buildah debootstrap:debootstrap slurmctld:slurm-wlm munged:munge
 
 programs:
 	@missing=""; for one in $(PROGRAMS); do command -v $${one%%:*} >/dev/null 2>&1 || missing="$$missing $${one##*:}"; done; \

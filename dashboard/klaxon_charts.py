@@ -12,6 +12,13 @@ from dashboard.slice_words import short
 
 MOST_BARS = 16
 FULL = 0.8  # a longer bar has its number inside
+SHARES = (
+    ("replica", "coverage", "Coverage by replica", "Share of each replica's served tokens in this window that were compared with the trainer, the least covered "
+            "first. A replica at 0 % is one Klaxon does not see.", "replica", "compared / served tokens"),
+    ("stratum", "sample_rate", "Sample rate and coverage by stratum", "Mean probability with which the sampler kept a rollout that was compared, by replica and prompt length in tokens: strata "
+        "share the budget, so that long prompts and every replica are seen. On hover: the share of the stratum's tokens that was compared.", "stratum", "inclusion probability"),
+)
+"""What is drawn of the coverage: level, field, title, explanation, what a bar is, title of the x axis."""
 
 
 @cache

@@ -100,6 +100,24 @@ def cells(table: pd.DataFrame, key: str, *, order: Mapping[str, int] | None = No
     return made
 
 
+def by_lag(table: pd.DataFrame, *, most: int, picked: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The breakdown by version and lag, of the `most` newest versions, and its rows of `heat_grid`."""
+    table = table.dropna(subset=["version", "lag"])
+    table = table[table["version"].astype(str).str.isdecimal()]
+    newest = sorted({int(one) for one in table["version"]})[-most:]
+    table = table[table["version"].astype(int).isin(newest)]
+    rows = cells(table, "version", order={str(one): one for one in newest}, picked=picked)
+    rows["x"], rows["x_order"] = table["lag"], table["lag"].astype(float)
+    rows["text"] = [f"version {one}, lag {lag}" for one, lag in zip(table["version"], table["lag"], strict=True)]
+    return table, rows
+
+
+def in_turn(turns: pd.Series) -> dict[str, int]:
+    """Turns by number, names after them: each with its place."""
+    names = sorted(map(str, turns), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+    return {name: number for number, name in enumerate(names)}
+
+
 def _step(at_ms: pd.Series) -> float:
     """The width of a window, ms: the smallest step between neighbours."""
     steps = pd.Series(sorted(at_ms.dropna().unique())).diff().dropna()

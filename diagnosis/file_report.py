@@ -8,7 +8,7 @@ chance that a healthy file alarms is at most batches / A (a sum of e-processes h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from collector import populations, signals
 from collector.config import SignalsConfig
-from collector.records import BatchStats, Rollout, SliceStats
+from collector.records import BatchStats, Evidence, Rollout, SliceStats
 from detectors.bank import Bank
 from detectors.config import DetectorsConfig
 from detectors.gains import rollout_gains
@@ -65,6 +65,16 @@ class BankRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One batch of a file as the bank judged it. Its times are its number, not a clock's."""
+
+    batch: BatchStats
+    rollouts: tuple[Rollout, ...]
+    evidence: tuple[Evidence, ...]
+    ln_m: float  # after it, nats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileReport:
     """Everything `klaxon look` says about a file. `tier` is 1 when at least one rollout carries trainer logprobs."""
 
@@ -96,8 +106,8 @@ def can_bet(rollout: Rollout) -> str | None:
 
 
 def run_bank(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seconds: float,
-             signals_config: SignalsConfig | None = None) -> BankRun:
-    """Self-bets, hard facts and, with trainer logprobs, the battery over the file; see the module for the batches."""
+             signals_config: SignalsConfig | None = None, each: Callable[[Judged], None] = lambda judged: None) -> BankRun:
+    """Self-bets, hard facts and, with trainer logprobs, the battery over the file; see the module for the batches. `each` hears every batch."""
     bank = Bank(config, batch_seconds=batch_seconds)
     size = max(1, math.ceil(len(rollouts) / MAX_BATCHES))
     whole = facts(_batch(0, rollouts, config, {}, signals_config)[0], None, config.facts)
@@ -108,7 +118,8 @@ def run_bank(rollouts: Sequence[Rollout], *, config: DetectorsConfig, batch_seco
         group = rollouts[start : start + size]
         batch, bets = _batch(t, group, config, reasons, signals_config)
         betting += bets
-        bank.update(batch)
+        evidence, _ = bank.update(batch)
+        each(Judged(batch=batch, rollouts=tuple(group), evidence=evidence, ln_m=bank.ln_m))
         if bank.ln_m > highest:
             highest, leading = bank.ln_m, bank.leading
         if bank.firing and alarm_rollout is None:

@@ -19,7 +19,7 @@ COMMANDS = {
     "detect": "klaxon.commands.detect", "replay": "klaxon.commands.replay", "backtest": "klaxon.commands.backtest",
     "export": "klaxon.commands.export", "serve": "klaxon.commands.serve", "status": "klaxon.commands.status",
     "incidents": "klaxon.commands.incidents", "explain": "klaxon.commands.explain", "ack": "klaxon.commands.ack",
-    "silence": "klaxon.commands.silence",
+    "silence": "klaxon.commands.silence", "report": "klaxon.commands.report",
     "rebaseline": "klaxon.commands.rebaseline", "quarantine": "klaxon.commands.quarantine",
     "proxy": "klaxon.commands.proxy", "receive-weights": "klaxon.commands.receive_weights",
     "alerts": "klaxon.commands.alerts", "runbook": "klaxon.commands.runbook",

@@ -14,10 +14,6 @@ from dashboard.words import duration, number, percent, plain
 
 ROWS_SHOWN = 300
 STATES = {"alarm": "red", "close to an alarm": "orange", "some evidence": "yellow", "learning": "gray", "quiet": "green", "not in this run": "gray"}
-COVERAGE = ("replica", "coverage", "Coverage by replica", "Share of each replica's served tokens in this window that were compared with the trainer, the least covered "
-            "first. A replica at 0 % is one Klaxon does not see.", "replica", "compared / served tokens")
-RATE = ("stratum", "sample_rate", "Sample rate and coverage by stratum", "Mean probability with which the sampler kept a rollout that was compared, by replica and prompt length in tokens: strata "
-        "share the budget, so that long prompts and every replica are seen. On hover: the share of the stratum's tokens that was compared.", "stratum", "inclusion probability")
 ORDER = ("alarm", "close to an alarm", "some evidence", "quiet", "learning", "not in this run")
 
 
@@ -29,11 +25,11 @@ def _body(window: str) -> None:
     safely(_tiles, seen)
     left, right = st.columns(2, gap="medium")
     with left:
-        safely(_shares, seen, *COVERAGE)
+        safely(_shares, seen, *klaxon_charts.SHARES[0])
         safely(_budget, seen)
         safely(_drops, seen)
     with right:
-        safely(_shares, seen, *RATE)
+        safely(_shares, seen, *klaxon_charts.SHARES[1])
         safely(_detectors, seen)
         safely(_storage, seen)
 

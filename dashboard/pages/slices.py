@@ -10,21 +10,12 @@ import streamlit as st
 
 from dashboard import frame, place, slice_charts, slice_words
 from dashboard.frame import REFRESH_SECONDS, Seen, download, nothing, safely, title
+from dashboard.slice_about import ABOUT, DOTS, POSITIONS
 from dashboard.words import number, plain
 
 POINTS = 60
 REPLICAS_SHOWN = 16
 VERSIONS_SHOWN = 16
-POSITIONS = {"0-1k": 0, "1k-4k": 1, "4k-16k": 2, "16k+": 3}
-BINS = {name: order for order, name in enumerate(("p < 1 %", "1–10 %", "10–50 %", "50–90 %", "90–99 %", "p ≥ 99 %"))}
-DOTS = {
-    "cached": ("Prefix cache", "Mean |d| of requests that took a part of their prompt from the prefix cache, and of those that did not: a gap that "
-               "opens after a weight update is a stale cache. Dashed: the healthy floor.", None),
-    "probability": ("Probability bin", "Mean |d| by the probability p the engine gave the sampled token: numerics show in the middle bins, "
-                    "a wrong temperature or a cut tail at the small ones; near 1 a healthy engine hardly differs.", BINS),
-    "env": ("Environment", "Mean |d| by the rollouts' label “env”: a fault in one environment only is often its prompt or its chat template. Dashed: the healthy floor.", None),
-    "turn": ("Turn", "Mean |d| by the rollouts' label “turn”: growth from turn to turn points to the prompt's reassembly or the cache. Dashed: the healthy floor.", None),
-}
 LABEL_HINT = {
     "env": "No rollout of this window carries the label “env”: send it with the rollout (labels.env) and it appears here.",
     "turn": "No rollout of this window carries the label “turn”: send it with the rollout (labels.turn) and it appears here.",
@@ -112,8 +103,7 @@ def _filter(slice_: Mapping[str, str], whole: pd.DataFrame | None) -> None:
 
 def _replicas(table: pd.DataFrame | None, seen: Seen, slice_: Mapping[str, str]) -> None:
     with st.container(border=True, key="chart-replicas"):
-        head = title("Replicas", "Mean |log q − log p| of each replica's sampled tokens over time, all on the same axes, the one furthest off first. Shaded: two standard "
-              "errors; dashed grey: all shown replicas together. One line that leaves the grey one is one sick replica.")
+        head = title(*ABOUT["replica"])
         if table is None or table.empty:
             nothing(_why_empty(seen, slice_))
             return
@@ -147,8 +137,7 @@ def _choose_replica(name: str) -> None:
 
 def _position(seen: Seen, slice_: Mapping[str, str]) -> None:
     with st.container(border=True, key="chart-position"):
-        head = title("Position × time", "Mean |d| by where the token stands in the sequence (prompt and completion together) and when it was sampled. Growth with the position "
-              "points to the context: position encoding, chunked prefill, a cache; a column is a moment, as of a weight update.")
+        head = title(*ABOUT["position"])
         table = _ask(seen, slice_, "position", points=POINTS)
         if table is None or table.empty:
             nothing(_why_empty(seen, slice_, together=table is None))
@@ -160,19 +149,13 @@ def _position(seen: Seen, slice_: Mapping[str, str]) -> None:
 
 def _lag(seen: Seen, slice_: Mapping[str, str]) -> None:
     with st.container(border=True, key="chart-lag"):
-        head = title("Weight version × lag", "Mean |d| against the version that generated the token, by how many newer versions were out when its batch began. A row is a bad "
-              "version; a column that grows with the lag is staleness that was mistaken for mismatch.")
+        head = title(*ABOUT["lag"])
         table = _ask(seen, slice_, "version", "lag")
         if table is None or table.dropna(subset=["version", "lag"]).empty:
             nothing("The tokens' weight versions are not numbered or not known in this window: let the trainer announce versions, or name them in "
                     "the rollouts." if table is not None else _why_empty(seen, slice_, together=True))
             return
-        table = table.dropna(subset=["version", "lag"])
-        newest = sorted({int(one) for one in table["version"]})[-VERSIONS_SHOWN:]
-        table = table[table["version"].astype(int).isin(newest)]
-        rows = slice_charts.cells(table, "version", order={str(one): one for one in newest}, picked=slice_.get("version"))
-        rows["x"], rows["x_order"] = table["lag"], table["lag"].astype(float)
-        rows["text"] = [f"version {one}, lag {lag}" for one, lag in zip(table["version"], table["lag"], strict=True)]
+        table, rows = slice_charts.by_lag(table, most=VERSIONS_SHOWN, picked=slice_.get("version"))
         _plot(rows, slice_charts.heat_grid("lag, weight versions", "weight version"), "lag", "Mean |d| by weight version and lag, nats")
         download(head, table, "version-lag")
 
@@ -188,16 +171,10 @@ def _dots(key: str, seen: Seen, slice_: Mapping[str, str]) -> None:
         table = table.dropna(subset=[key])
         floor = None if key == "probability" else seen.status.get("floor_nats")
         if key == "turn":
-            order = _in_turn(table["turn"])
+            order = slice_charts.in_turn(table["turn"])
         rows = slice_charts.lines(table, key, floor=floor, picked=slice_.get(key), order=order)
         _plot(rows, slice_charts.dots(name.lower()), key, f"Mean |d| by {name.lower()}, nats")
         download(head, table, key)
-
-
-def _in_turn(turns: pd.Series) -> dict[str, int]:
-    """Turns by number, names after them."""
-    names = sorted(map(str, turns), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-    return {name: number for number, name in enumerate(names)}
 
 
 def _plot(rows: pd.DataFrame, spec: dict[str, Any], name: str, alt: str) -> None:

@@ -25,7 +25,8 @@ import pyarrow as pa
 from collector.errors import Unavailable
 from collector.records import BatchStats, Evidence, Rollout, Score, WeightVersion
 from collector.store_config import StoreConfig
-from collector.store_schema import VERSION, batch_tables, batches_from, ddl, request_hash, rollout_row, to_arrow
+from collector.store_schema import OPENS, VERSION, batch_tables, batches_from, ddl, request_hash, rollout_row, to_arrow
+from collector.token_rows import Kept, Words, outlived_tokens, token_tables
 
 log = logging.getLogger("klaxon.store")
 
@@ -64,6 +65,10 @@ class Store:
     def append_rollouts(self, t: int, scored: Iterable[tuple[Rollout, Score | None]]) -> None:
         """Append the statistics of sampled rollouts of batch t: no ids, no text."""
         self._append({"rollouts": [rollout_row(rollout, score, t=t, key=self._key) for rollout, score in scored]})
+
+    def append_tokens(self, kept: Iterable[tuple[Kept, Words | None]], *, now: float, config: StoreConfig) -> None:
+        """Append the tokens of a few rollouts as far as [store] tokens allows, with their texts where known. now: UTC seconds."""
+        self._append(token_tables(kept, now=now, key=self._key, config=config))
 
     def append_metrics(self, step: int, at: float, values: Mapping[str, float], *, source: str = "trainer") -> None:
         """Append one step of trainer metrics."""
@@ -128,8 +133,15 @@ class Store:
             "batches": ("closed_at < ?", config.batches_ttl_days),
         }
         with self._lock, self._cursor() as cursor:
-            return {table: cursor.execute(f"DELETE FROM {table} WHERE {condition}", [now - days * _DAY]).fetchall()[0][0]
-                    for table, (condition, days) in cut.items()}
+            deleted = {table: cursor.execute(f"DELETE FROM {table} WHERE {condition}", [now - days * _DAY]).fetchall()[0][0]
+                       for table, (condition, days) in cut.items()}
+        return deleted | self.token_retention(now, config)
+
+    def token_retention(self, now: float, config: StoreConfig) -> dict[str, int]:
+        """Delete tokens that are too old, too many, or of a kind that [store] tokens no longer allows; returns rows deleted a table."""
+        with self._lock, self._cursor() as cursor:
+            return {table: cursor.execute(f"DELETE FROM {table} WHERE {condition}", params).fetchall()[0][0]
+                    for table, condition, params in outlived_tokens(now, config)}
 
     def checkpoint(self) -> None:
         """Fold the write-ahead log into the file."""
@@ -233,17 +245,29 @@ class Store:
     def _prepare(self) -> str:
         """Create the tables once and return the key of the request hashes."""
         with self._lock, self._cursor() as cursor:
-            for statement in ddl():
-                cursor.execute(statement).fetchall()
-            meta = dict(cursor.execute("SELECT key, value FROM meta").fetchall())
+            found = cursor.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'").fetchall()
+            meta = dict(cursor.execute("SELECT key, value FROM meta").fetchall()) if found else {}
+            if meta and meta["version"] != VERSION and meta["version"] not in OPENS:
+                raise Unavailable(f"{self.path}: has store format {meta['version']}, this Klaxon writes {VERSION}; use the Klaxon that wrote it, "
+                                  "or set [store] path to a new file")
+            _make_tables(cursor, format=meta.get("version"))
             if not meta:
                 meta = {"version": VERSION, "request_key": secrets.token_hex(32)}
                 _insert(cursor, "meta", [{"key": key, "value": value} for key, value in meta.items()])
-            if meta["version"] != VERSION:
-                raise Unavailable(f"{self.path}: has store format {meta['version']}, this Klaxon writes {VERSION}; "
-                                  "use the Klaxon that wrote it, or set [store] path to a new file")
             cursor.execute("CHECKPOINT").fetchall()
             return meta["request_key"]
+
+
+def _make_tables(cursor: duckdb.DuckDBPyConnection, *, format: str | None) -> None:
+    """Make what is missing, and call a file of an earlier format by today's: all of it or nothing."""
+    cursor.begin()
+    try:
+        cursor.execute("; ".join(ddl())).fetchall()
+        cursor.execute("UPDATE meta SET value = ? WHERE key = 'version' AND value = ?", [VERSION, format or VERSION]).fetchall()
+    except BaseException:
+        _rollback(cursor)
+        raise
+    cursor.commit()
 
 
 def _insert(cursor: duckdb.DuckDBPyConnection, table: str, rows: list[dict[str, Any]]) -> None:

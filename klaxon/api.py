@@ -26,6 +26,7 @@ from collector.store import Store
 from klaxon import quarantine
 from klaxon.api_metrics import RunCollector
 from klaxon.slice_routes import slices_router
+from klaxon.token_routes import token_router
 
 log = logging.getLogger("klaxon.api")
 
@@ -59,6 +60,7 @@ def build_api(store: Store, live: Live) -> FastAPI:
     _add_series(app, store)
     _add_quarantine(app, store, live)
     app.include_router(slices_router(store, live))
+    app.include_router(token_router(store, live))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RunCollector(store, live, faults=lambda: app.state.faults))
 

@@ -58,7 +58,7 @@ class Live:
             "scorer": self._scorer(), "weights": self._weights(), "counts": self._counts(),
             "populations": watch.populations(), "signals": watch.signals(), "staleness": watch.staleness(),
             "floor_nats": watch.floor_nats, "blind_spots": self._blind_spots(now),
-            "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes(), "free_bytes": daemon.store.free_bytes()},
+            "refusals": daemon.ingest.refusals[-5:], "storage": self.storage(),
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
             "alerts_delivered": daemon.alerts.delivered_count(), "receivers": daemon.alerts.receivers(now),
         }
@@ -123,6 +123,13 @@ class Live:
             return "healthy", "Sampled tokens follow the reported probabilities. Tier 0 sees no more than that."
         return "healthy", "Engine and trainer agree about the probability of the sampled tokens."
 
+    def storage(self) -> dict[str, Any]:
+        """Bytes, and what is kept a token ([store] tokens)."""
+        daemon = self._daemon
+        return {"bytes": daemon.store.size_bytes(), "free_bytes": daemon.store.free_bytes(), "tokens": daemon.config.store.tokens,
+                "tokens_ttl_days": daemon.config.store.tokens_ttl_days, "tokens_words_ttl_hours": daemon.config.store.tokens_words_ttl_hours,
+                "token_texts_missing": daemon.worst.counts["token_texts_missing"], "tokenizers": dict(daemon.worst.texts.failures)}
+
     def _scorer(self) -> dict[str, Any]:
         worker, shadow = self._daemon.worker, self._daemon.shadow
         scored, seen = worker.counts["tokens_scored"], worker.counts["tokens_seen"]
@@ -152,7 +159,7 @@ class Live:
     def _counts(self) -> dict[str, int]:
         daemon = self._daemon
         return added(daemon.counts, daemon.ingest.counts, daemon.worker.counts, daemon.worker.input_counts,
-                     daemon.worker.filing.join.counts, daemon.canary.counts, daemon.watch.counts, _from_taps(daemon.taps.counts()),
+                     daemon.worker.filing.join.counts, daemon.worst.counts, daemon.canary.counts, daemon.watch.counts, _from_taps(daemon.taps.counts()),
                      {"metrics_refused": daemon.trainer.refused, "metrics_polls_failed": daemon.trainer.counts.total()},
                      daemon.trainer.input_counts, self._from_scorer())
 

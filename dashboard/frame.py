@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import drawing, panels, place, words
+from dashboard import drawing, panels, place, token_words, words
 from dashboard.asking import CHARTS_SECONDS as REFRESH_SECONDS
 from dashboard.asking import UNREADABLE, connection
 from dashboard.client import Disconnected, api_url, ask_json, ask_table
@@ -165,8 +165,9 @@ def nothing(text: str) -> None:
 
 
 def download(place: Any, rows: pd.DataFrame, name: str) -> None:
-    """The numbers behind a chart, made when asked for, in the place its title left. A picture (PNG) comes from the chart's own toolbar."""
-    place.download_button("CSV", data=lambda: rows.to_csv(index=False).encode(), file_name=f"klaxon-{name}.csv", mime="text/csv",
+    """The numbers behind a chart, made when asked for, in the place its title left; no text in them is a spreadsheet's formula. A picture (PNG)
+    comes from the chart's own toolbar."""
+    place.download_button("CSV", data=lambda: rows.map(token_words.cell).to_csv(index=False).encode(), file_name=f"klaxon-{name}.csv", mime="text/csv",
                        key=f"csv-{name}", on_click="ignore", type="tertiary", icon=":material/download:",
                        help="The numbers behind this chart; the picture (PNG) is in the toolbar at the chart's upper right corner")
 

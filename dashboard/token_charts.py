@@ -24,7 +24,7 @@ _D = {"field": "d", "type": "quantitative", "title": "d = log q − log p, nats"
 def worst() -> dict[str, Any]:
     """Rows: rollout (picked by a click), label, value, order, picked and what the hover tells; one bar each."""
     y = {"field": "label", "type": "nominal", "title": None, "sort": {"field": "order", "op": "min"}, "axis": {"labelLimit": 190, "grid": False, "ticks": False}}
-    x = {"field": "value", "type": "quantitative", "title": "how far off, nats (shrunk mean |d|)", "scale": {"zero": True, "nice": True}, "axis": {"tickCount": 4, "format": ".2~g"}}
+    x = {"field": "value", "type": "quantitative", "title": "shrunk mean |d|, nats", "scale": {"zero": True, "nice": True}, "axis": {"tickCount": 4, "format": ".2~g"}}
     hover = [{"field": "text", "type": "nominal", "title": "rollout"}, {"field": "replica", "type": "nominal", "title": "replica"},
              {"field": "versions", "type": "nominal", "title": "weight version"},
              *({"field": name, "type": "quantitative", "format": ".4~g", "title": title} for name, title in (
@@ -51,9 +51,9 @@ def along() -> dict[str, Any]:
         {"transform": [{"filter": "datum.row === 'span'"}], "mark": {"type": "rule", "strokeDash": [5, 4], "color": GREY, "strokeWidth": 1.4},
          "encoding": {"x": x, "tooltip": [{"field": "version", "type": "nominal", "title": "from here on weight version"}]}},
         {"transform": [{"filter": "datum.row === 'own'"}], "mark": {"type": "rule", "strokeWidth": 2.5},
-         "encoding": {"x": x, "y": {**_D, "axis": {"tickCount": 5, "format": ".2~g"}}, "y2": {"datum": 0}, "color": colour, "tooltip": hover}},
+         "encoding": {"x": x, "y": {**_D, "title": "d, nats", "axis": {"tickCount": 5, "format": ".2~g"}}, "y2": {"datum": 0}, "color": colour, "tooltip": hover}},
         {"transform": [{"filter": "datum.row === 'own'"}], "mark": {"type": "point", "filled": True, "size": 34, "opacity": 1},
-         "encoding": {"x": x, "y": _D, "color": colour, "tooltip": hover}}]}
+         "encoding": {"x": x, "y": {**_D, "title": "d, nats"}, "color": colour, "tooltip": hover}}]}
 
 
 def worst_rows(table: pd.DataFrame, chosen: str | None) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import pandas as pd
 
 EDGES = (0.03, 0.1, 0.3, 1.0)
 LONGEST = 64  # characters shown of one token
-_NAMES = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\x1b": "␛"}
+_NAMES = {"\n": "⏎", "\r": "⟨CR⟩", "\t": "⇥", "\x1b": "⟨ESC⟩"}
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 LEVELS = (("m4", "≤ −1"), ("m3", "−0.3"), ("m2", "−0.1"), ("m1", "−0.03"), ("z", "0"), ("p1", "0.03"), ("p2", "0.1"), ("p3", "0.3"), ("p4", "≥ 1"))
 KINDS = (("none", "not sampled"), ("unscored", "not scored"))
@@ -28,7 +28,7 @@ def visible(text: object) -> str:
     """Text as it is, but control, direction and invisible signs by name, so that none of them acts on what stands around it.
 
     >>> visible("a\\n"), visible("\\x1b[31mred"), visible("\\u202etxt"), visible("x\\x00")
-    ('a⏎', '␛[31mred', '⟨U+202E⟩txt', 'x␀')
+    ('a⏎', '⟨ESC⟩[31mred', '⟨U+202E⟩txt', 'x⟨U+0000⟩')
     """
     shown = "".join(_sign(sign) for sign in str(text)[:LONGEST])
     return shown + ("…" if len(str(text)) > LONGEST else "")
@@ -37,10 +37,7 @@ def visible(text: object) -> str:
 def _sign(sign: str) -> str:
     if sign in _NAMES:
         return _NAMES[sign]
-    kind = unicodedata.category(sign)
-    if kind == "Cc":
-        return chr(0x2400 + ord(sign)) if ord(sign) < 32 else f"⟨U+{ord(sign):04X}⟩"
-    return f"⟨U+{ord(sign):04X}⟩" if kind in ("Cf", "Zl", "Zp", "Cs", "Cn") else sign
+    return f"⟨U+{ord(sign):04X}⟩" if unicodedata.category(sign) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Cn") else sign
 
 
 def cell(value: object) -> object:

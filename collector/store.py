@@ -28,6 +28,7 @@ from collector.records import BatchStats, Evidence, Rollout, Score, WeightVersio
 from collector.store_config import StoreConfig
 from collector.store_migrations import VERSION, migrate
 from collector.store_schema import batch_tables, batches_from, ddl, request_hash, rollout_row, to_arrow
+from collector.token_rows import Kept, Words, outlived_tokens, token_tables
 
 log = logging.getLogger("klaxon.store")
 
@@ -68,6 +69,10 @@ class Store:
     def append_rollouts(self, t: int, scored: Iterable[tuple[Rollout, Score | None]]) -> None:
         """Append the statistics of sampled rollouts of batch t: no ids, no text."""
         self._append({"rollouts": [rollout_row(rollout, score, t=t, key=self._key) for rollout, score in scored]})
+
+    def append_tokens(self, kept: Iterable[tuple[Kept, Words | None]], *, now: float, config: StoreConfig) -> None:
+        """Append the tokens of a few rollouts as far as [store] tokens allows, with their texts where known. now: UTC seconds."""
+        self._append(token_tables(kept, now=now, key=self._key, config=config))
 
     def append_metrics(self, step: int, at: float, values: Mapping[str, float], *, source: str = "trainer") -> None:
         """Append one step of trainer metrics."""
@@ -144,8 +149,16 @@ class Store:
             "batches": ("closed_at < ?", config.batches_ttl_days),
         }
         with self._lock, self._cursor() as cursor, self._counted(list(cut)):
-            return {table: cursor.execute(f"DELETE FROM {table} WHERE {condition}", [now - days * _DAY]).fetchall()[0][0]
-                    for table, (condition, days) in cut.items()}
+            deleted = {table: cursor.execute(f"DELETE FROM {table} WHERE {condition}", [now - days * _DAY]).fetchall()[0][0]
+                       for table, (condition, days) in cut.items()}
+        return deleted | self.token_retention(now, config)
+
+    def token_retention(self, now: float, config: StoreConfig) -> dict[str, int]:
+        """Delete tokens that are too old, too many, or of a kind that [store] tokens no longer allows; returns rows deleted a table."""
+        outlived = outlived_tokens(now, config)
+        with self._lock, self._cursor() as cursor, self._counted([table for table, _, _ in outlived]):
+            return {table: cursor.execute(f"DELETE FROM {table} WHERE {condition}", params).fetchall()[0][0]
+                    for table, condition, params in outlived}
 
     def checkpoint(self) -> None:
         """Fold the write-ahead log into the file."""

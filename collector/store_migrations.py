@@ -35,6 +35,13 @@ MIGRATIONS: dict[int, Migration] = {
         *_columns("rollouts", "prompt_hash VARCHAR", '"step" VARCHAR', "env VARCHAR", "turn VARCHAR", "bin_tokens BIGINT[]",
                   "bin_abs_d DOUBLE[]", "read_from VARCHAR"),
     )),
+    3: Migration(about="the tokens of the rollouts furthest off", statements=(
+        "CREATE TABLE IF NOT EXISTS token_rollouts (request VARCHAR, kept_at DOUBLE, finished_at DOUBLE, t BIGINT, kind VARCHAR, badness DOUBLE, replica VARCHAR, "
+        "versions VARCHAR[], spans VARCHAR, traffic VARCHAR, env VARCHAR, turn VARCHAR, cached BIGINT, n_prompt BIGINT, n_tokens BIGINT, \"first\" BIGINT, "
+        "n_scored BIGINT, mean_d DOUBLE, mean_abs_d DOUBLE, max_abs_d DOUBLE, reward DOUBLE, finish_reason VARCHAR, source VARCHAR, engine FLOAT[], "
+        "trainer FLOAT[], entropy FLOAT[], \"rank\" INTEGER[], sampled BOOLEAN[])",
+        "CREATE TABLE IF NOT EXISTS token_words (request VARCHAR, kept_at DOUBLE, kind VARCHAR, prompt VARCHAR[], completion VARCHAR[])",
+    )),
 }
 """Version → the step that brings a store of the version before there. Version 1 is the first."""
 

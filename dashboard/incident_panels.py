@@ -108,8 +108,12 @@ def where(found: Dossier) -> None:
         plot(bars.slices(found, "position", "Positions in the rollout, tokens"), bars.specification)
     with right:
         plot(bars.slices(found, "version", "Weight versions"), bars.specification)
-    if place.exists("slices"):
-        place.link("slices", "All slices", icon=":material/grid_view:")
+    with st.container(horizontal=True, gap="medium"):
+        if place.exists("slices"):
+            place.link("slices", "All slices", icon=":material/grid_view:")
+        if place.exists("tokens"):
+            place.link("tokens", "Worst rollouts since the change, token by token", icon=":material/format_color_text:", incident=found.incident.get("id"),
+                       slice=None, rollout=None)
 
 
 def messages(found: Dossier) -> None:

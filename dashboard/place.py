@@ -1,4 +1,4 @@
-"""Where the reader is: the page's path, and `incident`, `window` and `slice` in the address. A link shows what its sender saw.
+"""Where the reader is: the page's path, and `incident`, `window`, `slice` and `rollout` in the address. A link shows what its sender saw.
 
 The address is the truth. It is kept through page switches, which by themselves forget everything behind the question mark.
 
@@ -17,7 +17,7 @@ WINDOWS = {"5m": 300.0, "30m": 1800.0, "3h": 10_800.0, "24h": 86_400.0, "all": N
 """`window` in the address → seconds back from now; None = the whole run."""
 _SHOWN = {"5m": "5 min", "30m": "30 min", "3h": "3 h", "24h": "24 h", "all": "All"}
 DEFAULT_WINDOW = "30m"
-KEYS = ("incident", "window", "slice")
+KEYS = ("incident", "window", "slice", "rollout")
 LONGEST = 512  # characters of one value; the rest of a longer one is no place of ours
 _KEPT, _WIDGET, _PAGES = "place-kept", "place-window", "place-pages"
 
@@ -58,6 +58,11 @@ def incident() -> str | None:
     return st.query_params.get("incident", "")[:LONGEST] or None
 
 
+def rollout() -> str | None:
+    """The keyed hash of the rollout that is looked at, or None where the address names none."""
+    return st.query_params.get("rollout", "")[:LONGEST] or None
+
+
 def slice_() -> dict[str, str]:
     """The slice that is looked at, such as {"replica": "http://10.0.0.3:8000"}; empty = the whole run."""
     pairs = (said[:LONGEST].partition("=") for said in st.query_params.get_all("slice"))
@@ -65,7 +70,7 @@ def slice_() -> dict[str, str]:
 
 
 def go(**changes: Any) -> None:
-    """Write to the address: `incident` and `window` as text, `slice` as a mapping; None or nothing takes one out."""
+    """Write to the address: `incident`, `window` and `rollout` as text, `slice` as a mapping; None or nothing takes one out."""
     for key, value in _written(changes).items():
         if value:
             st.query_params[key] = value

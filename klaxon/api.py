@@ -27,6 +27,7 @@ from klaxon import quarantine
 from klaxon.answers import Answers, arrow_bytes
 from klaxon.api_metrics import RunCollector
 from klaxon.slice_routes import slices_router
+from klaxon.token_routes import token_router
 
 log = logging.getLogger("klaxon.api")
 
@@ -61,6 +62,7 @@ def build_api(store: Store, live: Live) -> FastAPI:
     _add_series(app, store, answers)
     _add_quarantine(app, store, live)
     app.include_router(slices_router(store, live, answers))
+    app.include_router(token_router(store, live))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RunCollector(store, live, faults=lambda: app.state.faults))
 

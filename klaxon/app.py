@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from alerts.db import Database
 from alerts.service import Alerts
 from collector.errors import ConfigError, Unavailable
+from collector.records import Rollout, Score
 from collector.sources.inbox import TapInbox
 from collector.sources.trainer_logprobs import parse_trainer_word
 from collector.store import Store
@@ -46,6 +47,7 @@ from klaxon.taps import TapBook
 from klaxon.trainer_side import TrainerSide
 from klaxon.watch import Hooks, Watch
 from klaxon.worker import Worker
+from klaxon.worst import WorstRollouts, tokenizer_folders
 
 if TYPE_CHECKING:
     from klaxon.shadow_views import ShadowViews
@@ -83,6 +85,8 @@ class Daemon:
     def _wire(self, folder: Path) -> None:
         config, lock = self.config, threading.Lock()
         self.bank = Bank(config.detectors, batch_seconds=config.daemon.batch_seconds)
+        self.worst = WorstRollouts(config.store, self.store, folders=tokenizer_folders(config, self.shadow))
+        self.store.token_retention(time.time(), config.store)  # a lower tier than the last daemon's holds at once
         first_t = self._replay()
         self.cursors = Cursors(Database(folder / "control.sqlite"), next_t=self.store.forget_unstored())
         builder = BatchBuilder(started_at=self.started_at, batch_seconds=config.daemon.batch_seconds,
@@ -90,7 +94,7 @@ class Daemon:
         self.trainer.bet = lambda gains: _file_gains(builder, lock, gains)
         self.worker = Worker(config, inbox=self.inbox, builder=builder, builder_lock=lock,
                              views=self._views() if config.weights.dir else None, refuse=self.ingest.refuse,
-                             file_rollouts=self.store.append_rollouts, note=self.trainer.ledger.note,
+                             file_rollouts=self._file_rollouts, note=self.trainer.ledger.note,
                              opening=lambda: self.shadow is not None and bool(self.shadow.published), kept=self.cursors.kept)
         self.cursors.read_so_far = self.worker.read_so_far
         load_requests(folder, self.worker.filing.requests)
@@ -101,7 +105,8 @@ class Daemon:
         self.live = Live(self)
         self.exports = Exports(config, self.store, status=self.live.status, incidents=self.live.incidents)
         hooks = Hooks(say=self.say, observe=self.live.observation, quick=self.diagnostician.quick, diagnose=self.diagnostician.start,
-                      after_batch=self.diagnostician.after_batch, take_counts=self._take_counts, suspects=self._suspects, storing=self.cursors.storing, requests_state=self._requests_state)
+                      after_batch=self._after_batch, take_counts=self._take_counts, suspects=self._suspects, storing=self.cursors.storing,
+                      requests_state=self._requests_state)
         self.watch = Watch(config, bank=self.bank, builder=builder, builder_lock=lock, store=self.store,
                            alerts=self.alerts, hooks=hooks, clock=time.time)
         self.api: FastAPI = build_api(self.store, self.live)
@@ -111,6 +116,15 @@ class Daemon:
         self.api.include_router(ingest_router(self.ingest, token=self.token, weights=self.trainer.take_checked_weights))
         self.api.include_router(alerts_router(self.alerts, token=self.token, verdict=self.live.judged))
         self.socket = Path(config.daemon.socket or folder / "klaxon.sock")
+
+    def _file_rollouts(self, t: int, pairs: list[tuple[Rollout, Score]]) -> None:
+        self.store.append_rollouts(t, pairs)
+        self.worst.offer(t, pairs)
+
+    def _after_batch(self) -> None:
+        self.diagnostician.after_batch()
+        if self.watch.last_batch is not None:
+            self.worst.keep(self.watch.last_batch.t)
 
     def _requests_state(self) -> list[dict[str, Any]]:
         with self.worker.builder_lock:  # the worker learns under it
@@ -273,6 +287,7 @@ async def serve(config: Config) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(daemon.store.close)
         stack.callback(daemon.cursors.close)
+        stack.callback(daemon.worst.keep)
         daemon.alerts.start()
         stack.callback(daemon.alerts.stop)
         daemon.exports.start()

@@ -61,7 +61,7 @@ class Live:
             "scorer": self._scorer(), "weights": self._weights(), "counts": self._counts(),
             "populations": watch.recent.populations(), "signals": watch.recent.signals(), "staleness": watch.recent.staleness(),
             "floor_nats": watch.floor_nats, "blind_spots": self._blind_spots(now),
-            "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes(), "free_bytes": daemon.store.free_bytes()},
+            "refusals": daemon.ingest.refusals[-5:], "storage": self.storage(),
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
             "alerts_delivered": daemon.alerts.delivered_count(), "receivers": daemon.alerts.receivers(now),
             "detectors_at": watch.ticked_at, "exports": daemon.exports.status(),
@@ -124,6 +124,13 @@ class Live:
         return not_firing(Progress(tier=self.tier, now=now, last_rollout_at=daemon.worker.last_rollout_at, batch_seconds=daemon.config.daemon.batch_seconds,
                                    seconds_left=left, taken=daemon.worker.counts, closed=daemon.watch.closed, tap=daemon.config.sources.tap))
 
+    def storage(self) -> dict[str, Any]:
+        """Bytes, and what is kept a token ([store] tokens)."""
+        daemon = self._daemon
+        return {"bytes": daemon.store.size_bytes(), "free_bytes": daemon.store.free_bytes(), "tokens": daemon.config.store.tokens,
+                "tokens_ttl_days": daemon.config.store.tokens_ttl_days, "tokens_words_ttl_hours": daemon.config.store.tokens_words_ttl_hours,
+                "token_texts_missing": daemon.worst.counts["token_texts_missing"], "tokenizers": dict(daemon.worst.texts.failures)}
+
     def _scorer(self) -> dict[str, Any]:
         worker, shadow = self._daemon.worker, self._daemon.shadow
         scored, seen = worker.counts["tokens_scored"], worker.counts["tokens_seen"]
@@ -153,7 +160,8 @@ class Live:
     def _counts(self) -> dict[str, int]:
         daemon = self._daemon
         return added(daemon.counts, daemon.ingest.counts, daemon.worker.counts, daemon.worker.input_counts,
-                     daemon.worker.filing.join.counts, daemon.canary.counts, daemon.exports.counts, daemon.watch.counts, _from_taps(daemon.taps.counts()),
+                     daemon.worker.filing.join.counts, daemon.worst.counts, daemon.canary.counts, daemon.exports.counts, daemon.watch.counts,
+                     _from_taps(daemon.taps.counts()),
                      {"metrics_refused": daemon.trainer.refused, "metrics_polls_failed": daemon.trainer.counts.total()},
                      daemon.trainer.input_counts, self._from_scorer())
 

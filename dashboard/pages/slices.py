@@ -59,6 +59,8 @@ def _body(window: str) -> None:
     slice_ = _slice()
     whole = safely(_by_replica, seen, slice_)
     _filter(slice_, whole)
+    place.link("tokens", "Worst rollouts of this slice, token by token" if slice_ else "Worst rollouts, token by token", icon=":material/format_color_text:",
+               slice=slice_, incident=None, rollout=None)
     _replicas(whole, seen, slice_)
     safely(_position, seen, slice_)
     left, right = st.columns(2, gap="medium")

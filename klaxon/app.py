@@ -35,7 +35,7 @@ from klaxon.config import Config
 from klaxon.cursors import Cursors
 from klaxon.diagnose_task import Diagnostician
 from klaxon.exports.exports import FEED_SECONDS, Exports
-from klaxon.heartbeat import Heartbeat, heartbeat_of
+from klaxon.heartbeat import heartbeat_of
 from klaxon.ingest import Ingest, ingest_router
 from klaxon.live import Live
 from klaxon.outsiders import OutsidersNeedTheToken

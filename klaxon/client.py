@@ -20,7 +20,10 @@ def get_json(url: str, path: str, **params: Any) -> Any:
         Unavailable: nobody answers there, or the answer is an error.
         InputError: somebody else answers there.
     """
-    return _get(url, path, **params).json()
+    try:
+        return _get(url, path, **params).json()
+    except ValueError:
+        raise InputError("somebody else answers there, in something that is no JSON; is it the page's address? the daemon's is [daemon] port", where=url) from None
 
 
 def get_bytes(url: str, path: str, **params: Any) -> bytes:

@@ -163,7 +163,7 @@ EXPORTED: tuple[Exported, ...] = (
     Exported("klaxon_alerts_waiting", "gauge", ("receiver",), "messages in the outbox that have not left yet", _receivers(lambda one, now: float(one.get("waiting") or 0))),
     Exported("klaxon_alerts_oldest_waiting_seconds", "gauge", ("receiver",), "how long the oldest of them has waited, 0 = none waits", _receivers(_oldest)),
     Exported("klaxon_alerts_dead_letters", "gauge", ("receiver",), "messages that were given up", _receivers(lambda one, now: float(one.get("dead") or 0))),
-    Exported("klaxon_export_up", "gauge", ("exporter",), "0 while an exporter (wandb, tensorboard) fails", _exports(lambda one: one["state"] != "failing")),
+    Exported("klaxon_export_up", "gauge", ("exporter",), "0 while an exporter (wandb, tensorboard) or the server behind it fails", _exports(lambda one: one["state"] not in ("failing", "complaining"))),
     Exported("klaxon_export_written_total", "counter", ("exporter",), "batches an exporter took since the start", _exports(lambda one: one["written"])),
     Exported("klaxon_export_failed_total", "counter", ("exporter",), "attempts that failed since the start; each is tried again", _exports(lambda one: one["failed"])),
     Exported("klaxon_export_behind_batches", "gauge", ("exporter",), "stored batches an exporter has not taken yet",

@@ -24,6 +24,7 @@ from detectors.hardfacts import dtype_name
 from diagnosis.signatures import builtin, library_of
 from klaxon.client import get_json
 from klaxon.config import Config, load_config
+from klaxon.exports.check import looked_at
 from klaxon.live import TIER_BLIND
 from klaxon.planning import share
 from klaxon.probe import EngineProbe
@@ -67,6 +68,7 @@ def examine(config: Config) -> Iterator[Finding]:
         yield _signatures(config.diagnosis.signatures)
     yield from _coverage(config, own)
     yield from _receivers(config)
+    yield from (Finding(part=part, state=state, text=text) for part, state, text in looked_at(config, own))
 
 
 def _daemon_status(config: Config) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from klaxon.exports.points import Note, Point
 log = logging.getLogger("klaxon.exports")
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 POLL_SECONDS = 0.25
+COMPLAINT_SECONDS = 300.0  # a complaint is taken to hold this long: clients say when a try fails, not when one works again
 
 
 class Sink(Protocol):
@@ -48,7 +49,7 @@ class Relay(threading.Thread):
         self.done_t = -1  # newest batch that was written
         self.told: dict[str, str] = {}  # incident → state that was told
         self.last_written_at: float | None = None  # UTC seconds
-        self.last_error, self.failing_since = "", None
+        self.last_error, self.failing_since, self.complained_at = "", None, None
         self._open, self._sink, self._clock, self._first_pause = open_sink, None, clock, pause_seconds
         self._queue: queue.Queue[Point | Note] = queue.Queue(capacity)
         self._halt = threading.Event()
@@ -82,8 +83,10 @@ class Relay(threading.Thread):
         self._halt.set()
 
     def status(self) -> dict[str, Any]:
-        """For GET /v1/status. state: starting (nothing written yet), ok or failing; times are UTC seconds."""
-        state = "failing" if self.failing_since is not None else "ok" if self.last_written_at is not None else "starting"
+        """For GET /v1/status. state: starting (nothing written yet), ok, complaining (it took everything, and its server fails) or failing;
+        times are UTC seconds."""
+        complains = self.complained_at is not None and self._clock() - self.complained_at < COMPLAINT_SECONDS
+        state = "failing" if self.failing_since is not None else "complaining" if complains else "ok" if self.last_written_at is not None else "starting"
         return {"exporter": self.exporter, "state": state, "where": self.where, "queued": self._queue.qsize(), "written": self.counts["written"],
                 "notes": self.counts["notes"], "failed": self.counts["failed"], "complaints": self.counts["complaints"],
                 "last_batch": self.done_t if self.done_t >= 0 else None, "last_written_at": self.last_written_at,
@@ -129,6 +132,7 @@ class Relay(threading.Thread):
         """A sink that took a number may still complain about it later."""
         if self._sink is not None and (said := self._sink.trouble()):
             self.counts["complaints"] += 1
+            self.complained_at = self._clock()
             self.last_error = said[:300]
             log.warning("%s: %s", self.exporter, self.last_error)
 

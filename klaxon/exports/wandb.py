@@ -92,7 +92,7 @@ def settings_of(config: Config) -> dict[str, Any]:
                                        "batch_seconds": config.daemon.batch_seconds}}}
     if given.mode == "online":
         init["resume"] = "allow"
-    settings = {"mode": given.mode, "base_url": server(config), "console": "off", "disable_git": True, "disable_code": True, "save_code": False,
+    settings = {"mode": given.mode, "base_url": server(config), "console": "off", "program": "klaxon", "disable_git": True, "disable_code": True, "save_code": False,
                 "x_disable_stats": True, "x_disable_meta": True, "x_save_requirements": False, "init_timeout": INIT_SECONDS - 10, **shared}
     return {"init": init, "settings": settings}
 

@@ -32,7 +32,7 @@ def main() -> None:
         message = json.loads(line)
         try:
             if "alert" in message:
-                run.alert(**message["alert"], wait_duration=0)
+                run.alert(**message["alert"], wait_duration=1)  # seconds; 0 would mean its default, a minute
             else:
                 axis = _axis(run, message["log"], axis)
                 run.log(message["log"])

@@ -67,7 +67,7 @@ def store(tmp_path):
 
 
 def relay_of(sink: Away, **more) -> Relay:
-    return Relay("x", lambda: sink, where="nowhere", capacity=more.pop("capacity", 3), takes_notes=True, pause_seconds=0.01, **more)
+    return Relay("x", lambda _: sink, where="nowhere", capacity=more.pop("capacity", 3), takes_notes=True, pause_seconds=0.01, **more)
 
 
 def exports_of(folder: Path, store: Store, relay: Relay, **live) -> Exports:

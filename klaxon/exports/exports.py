@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("klaxon.exports")
 FEED_SECONDS = 2.0
-STOP_SECONDS = 20.0
+STOP_SECONDS = 12.0
 CURSORS = "exports.json"
 AT_ONCE = 100  # batches read from the store in one go
 MOST_TOLD = 500  # incidents remembered as told
@@ -40,10 +40,10 @@ class Exports:
         self._path = Path(config.run.dir) / CURSORS
         self.relays = list(_relays(config))
         self._saved = self._kept() if self.relays else {}
-        newest = store.next_t() - 1
+        self._newest = store.next_t() - 1  # batch, as of the last feed
         for relay in self.relays:
             kept = self._saved.get(relay.exporter) or {}
-            relay.done_t, relay.told = min(int(kept.get("t", -1)), newest), dict(kept.get("incidents", {}))
+            relay.done_t, relay.told = min(int(kept.get("t", -1)), self._newest), dict(kept.get("incidents", {}))
         self._offered = {relay.exporter: relay.done_t for relay in self.relays}
         self._offered_notes = {relay.exporter: dict(relay.told) for relay in self.relays}
 
@@ -66,6 +66,7 @@ class Exports:
 
     def feed(self) -> None:
         """Offer what is new, as much as fits; never waits for an exporter."""
+        self._newest = self._store.next_t() - 1
         for relay in self.relays:
             self._feed_batches(relay)
             if relay.takes_notes:
@@ -73,11 +74,11 @@ class Exports:
         self._save()
 
     def status(self) -> list[dict[str, Any]]:
-        """One dict an exporter (Relay.status)."""
-        return [relay.status() for relay in self.relays]
+        """One dict an exporter (Relay.status), with `behind`: stored batches it has not taken yet."""
+        return [{**relay.status(), "behind": max(0, self._newest - relay.done_t)} for relay in self.relays]
 
     def _feed_batches(self, relay: Relay) -> None:
-        after, newest = self._offered[relay.exporter], self._store.next_t() - 1
+        after, newest = self._offered[relay.exporter], self._newest
         found = points(self._store, after=after, most=min(AT_ONCE, relay.room())) if newest > after else []
         if found and found[-1].t == newest:
             opened = sum(item.get("state") != "resolved" for item in self._incidents())
@@ -130,9 +131,9 @@ def _relays(config: Config) -> list[Relay]:
     given, found = config.exports, []
     if given.wandb.mode != "off":
         wandb.check(config)
-        found.append(Relay("wandb", lambda: wandb.WandbSink(config), where=wandb.where(config), capacity=given.queue_batches, takes_notes=True))
+        found.append(Relay("wandb", lambda halt: wandb.WandbSink(config, halt=halt), where=wandb.where(config), capacity=given.queue_batches, takes_notes=True))
     if given.tensorboard_dir:
         folder = Path(given.tensorboard_dir)
         tensorboard.check(folder)
-        found.append(Relay("tensorboard", lambda: tensorboard.TensorBoardSink(folder), where=str(folder), capacity=given.queue_batches, takes_notes=False))
+        found.append(Relay("tensorboard", lambda _: tensorboard.TensorBoardSink(folder), where=str(folder), capacity=given.queue_batches, takes_notes=False))
     return found

@@ -19,6 +19,7 @@ from klaxon.exports.points import Note, Point
 log = logging.getLogger("klaxon.exports")
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 POLL_SECONDS = 0.25
+COMPLAINT_SECONDS = 300.0  # a complaint is taken to hold this long: clients say when a try fails, not when one works again
 
 
 class Sink(Protocol):
@@ -38,9 +39,10 @@ class Sink(Protocol):
 
 
 class Relay(threading.Thread):
-    """Thread-safe. `name` is the exporter's, `where` says in words where the numbers go."""
+    """Thread-safe. `name` is the exporter's, `where` says in words where the numbers go; `open_sink` is handed the event that is set when
+    Klaxon stops, and gives up waiting then."""
 
-    def __init__(self, name: str, open_sink: Callable[[], Sink], *, where: str, capacity: int, takes_notes: bool,
+    def __init__(self, name: str, open_sink: Callable[[threading.Event], Sink], *, where: str, capacity: int, takes_notes: bool,
                  clock: Callable[[], float] = time.time, pause_seconds: float = FIRST_PAUSE_SECONDS) -> None:
         super().__init__(name=f"klaxon-export-{name}", daemon=True)
         self.exporter, self.where, self.takes_notes = name, where, takes_notes
@@ -48,7 +50,7 @@ class Relay(threading.Thread):
         self.done_t = -1  # newest batch that was written
         self.told: dict[str, str] = {}  # incident → state that was told
         self.last_written_at: float | None = None  # UTC seconds
-        self.last_error, self.failing_since = "", None
+        self.last_error, self.failing_since, self.complained_at = "", None, None
         self._open, self._sink, self._clock, self._first_pause = open_sink, None, clock, pause_seconds
         self._queue: queue.Queue[Point | Note] = queue.Queue(capacity)
         self._halt = threading.Event()
@@ -82,8 +84,10 @@ class Relay(threading.Thread):
         self._halt.set()
 
     def status(self) -> dict[str, Any]:
-        """For GET /v1/status. state: starting (nothing written yet), ok or failing; times are UTC seconds."""
-        state = "failing" if self.failing_since is not None else "ok" if self.last_written_at is not None else "starting"
+        """For GET /v1/status. state: starting (nothing written yet), ok, complaining (it took everything, and its server fails) or failing;
+        times are UTC seconds."""
+        complains = self.complained_at is not None and self._clock() - self.complained_at < COMPLAINT_SECONDS
+        state = "failing" if self.failing_since is not None else "complaining" if complains else "ok" if self.last_written_at is not None else "starting"
         return {"exporter": self.exporter, "state": state, "where": self.where, "queued": self._queue.qsize(), "written": self.counts["written"],
                 "notes": self.counts["notes"], "failed": self.counts["failed"], "complaints": self.counts["complaints"],
                 "last_batch": self.done_t if self.done_t >= 0 else None, "last_written_at": self.last_written_at,
@@ -94,7 +98,7 @@ class Relay(threading.Thread):
         pause = self._first_pause
         while True:
             try:
-                self._sink = self._sink or self._open()
+                self._sink = self._sink or self._open(self._halt)
                 self._sink.write(item)
             except Exception as error:  # a client library may raise anything: counted, shown, tried again
                 self._failed(error)
@@ -129,6 +133,7 @@ class Relay(threading.Thread):
         """A sink that took a number may still complain about it later."""
         if self._sink is not None and (said := self._sink.trouble()):
             self.counts["complaints"] += 1
+            self.complained_at = self._clock()
             self.last_error = said[:300]
             log.warning("%s: %s", self.exporter, self.last_error)
 

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +28,9 @@ from klaxon.config import Config
 from klaxon.exports.points import Note, Point
 
 CHILD = Path(__file__).with_name("wandb_child.py")
-INIT_SECONDS, ANSWER_SECONDS, FINISH_SECONDS = 60.0, 30.0, 15.0
-COMPLAINT = re.compile(r"retrying|error|fail|timed? ?out|refused|denied", re.IGNORECASE)
+INIT_SECONDS, ANSWER_SECONDS, FINISH_SECONDS = 60.0, 30.0, 8.0
+POLL_SECONDS = 0.25
+COMPLAINT = re.compile(r"\b(?:retrying|errors?|fail(?:ed|ure)?|timed? ?out|refused|denied)\b", re.IGNORECASE)
 NOT_HANDED_ON = ("WANDB_SERVICE", "WANDB_MODE", "WANDB_DISABLED", "WANDB_SILENT", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_API_KEY")
 DEFAULT_URL = "https://api.wandb.ai"
 
@@ -92,7 +94,7 @@ def settings_of(config: Config) -> dict[str, Any]:
                                        "batch_seconds": config.daemon.batch_seconds}}}
     if given.mode == "online":
         init["resume"] = "allow"
-    settings = {"mode": given.mode, "base_url": server(config), "console": "off", "disable_git": True, "disable_code": True, "save_code": False,
+    settings = {"mode": given.mode, "base_url": server(config), "console": "off", "program": "klaxon", "disable_git": True, "disable_code": True, "save_code": False,
                 "x_disable_stats": True, "x_disable_meta": True, "x_save_requirements": False, "init_timeout": INIT_SECONDS - 10, **shared}
     return {"init": init, "settings": settings}
 
@@ -100,8 +102,14 @@ def settings_of(config: Config) -> dict[str, Any]:
 class WandbSink:
     """One run, open in a child process."""
 
-    def __init__(self, config: Config) -> None:
-        """Raises Unavailable: the client does not start, or the server does not take the run. Raises ConfigError as `check`."""
+    def __init__(self, config: Config, *, halt: threading.Event | None = None) -> None:
+        """`halt`: Klaxon stops, so nobody waits for the server any more.
+
+        Raises:
+            Unavailable: the client does not start, or the server does not take the run.
+            ConfigError: as `check`.
+        """
+        self._halt = halt or threading.Event()
         _folder(config).mkdir(parents=True, exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if name not in NOT_HANDED_ON}
         if config.exports.wandb.mode != "offline":
@@ -117,7 +125,7 @@ class WandbSink:
         for reader in self._readers:
             reader.start()
         try:
-            self._ask(settings_of(config), seconds=INIT_SECONDS)
+            self._ask(settings_of(config), seconds=INIT_SECONDS, until=self._halt)
         except Unavailable:
             self._end()
             raise
@@ -147,14 +155,12 @@ class WandbSink:
         finally:
             self._end()
 
-    def _ask(self, message: dict[str, Any], *, seconds: float) -> None:
+    def _ask(self, message: dict[str, Any], *, seconds: float, until: threading.Event | None = None) -> None:
         try:
             assert self._child.stdin is not None  # a pipe was asked for
             self._child.stdin.write(json.dumps(message) + "\n")
             self._child.stdin.flush()
-            line = self._answers.get(timeout=seconds)
-        except queue.Empty:
-            raise Unavailable(f"W&B's client does not answer within {seconds:.0f} s{self._because()}") from None
+            line = self._answer(seconds, until)
         except OSError:
             line = None
         if line is None:
@@ -163,6 +169,16 @@ class WandbSink:
         answer = json.loads(line)
         if "error" in answer:
             raise Unavailable(f"W&B refuses: {answer['error']}")
+
+    def _answer(self, seconds: float, until: threading.Event | None) -> str | None:
+        """The next line; None = the client has ended."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not (until is not None and until.is_set()):
+            try:
+                return self._answers.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+        raise Unavailable(f"W&B's client does not answer within {seconds:.0f} s{self._because()}")
 
     def _because(self) -> str:
         return f"; it said: {self._last_words}" if self._last_words else ""

@@ -13,6 +13,7 @@ import signal
 import sys
 from typing import Any, TextIO
 
+LAST_SECONDS = 60  # after the end of input, or a refused run: then the process is ended, whatever the client still waits for
 STEPS = ("klaxon/trainer_step", "klaxon/batch")
 
 
@@ -25,6 +26,7 @@ def main() -> None:
     try:
         run = _open(given)
     except BaseException as error:  # its own tree, and SystemExit from deep inside: told to the daemon, which counts it
+        signal.alarm(LAST_SECONDS)
         return _say(answers, error=f"{type(error).__name__}: {error}")
     _say(answers, ok=getattr(run, "url", None) or getattr(run, "dir", ""))
     axis = ""
@@ -32,7 +34,7 @@ def main() -> None:
         message = json.loads(line)
         try:
             if "alert" in message:
-                run.alert(**message["alert"], wait_duration=0)
+                run.alert(**message["alert"], wait_duration=1)  # seconds; 0 would mean its default, a minute
             else:
                 axis = _axis(run, message["log"], axis)
                 run.log(message["log"])
@@ -40,6 +42,7 @@ def main() -> None:
             _say(answers, error=f"{type(error).__name__}: {error}")
         else:
             _say(answers, ok="")
+    signal.alarm(LAST_SECONDS)
     run.finish()
     _say(answers, ok="finished")
 

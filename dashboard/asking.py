@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import httpx
 import streamlit as st
 
 from dashboard.client import TIMEOUT_SECONDS, Disconnected, Snapshot, api_url, signal_series, signals, snapshot
+from dashboard.daemons import Daemon, configured, connect
 from dashboard.place import WINDOWS
 
 log = logging.getLogger("klaxon.dashboard")
@@ -21,10 +21,9 @@ UNREADABLE = "the daemon's answer could not be read; is it the same version as t
 
 @st.cache_resource
 def connection(base: str) -> httpx.Client:
-    """The connection to a daemon, with KLAXON_TOKEN where it is set: the daemon asks for it where the page is on another machine."""
-    token = os.environ.get("KLAXON_TOKEN", "")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return httpx.Client(base_url=base, timeout=TIMEOUT_SECONDS, trust_env=False, headers=headers)
+    """The connection to the daemon at an address, with its token and certificate (dashboard/daemons.py)."""
+    daemon = next((one for one in configured() if one.url == base), Daemon(name="", url=base))
+    return connect(daemon, timeout_seconds=TIMEOUT_SECONDS)
 
 
 @st.cache_data(ttl=REFRESH_SECONDS / 2, max_entries=16, show_spinner=False)

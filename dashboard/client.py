@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,8 @@ import httpx
 import pandas as pd
 import pyarrow as pa
 
-DEFAULT_API = "http://127.0.0.1:8765"
+from dashboard import runs
+
 TIMEOUT_SECONDS = 5.0
 
 TRAINER_METRICS = {
@@ -45,8 +45,8 @@ class Snapshot:
 
 
 def api_url() -> str:
-    """Where the daemon is asked, without a trailing slash."""
-    return os.environ.get("KLAXON_API", DEFAULT_API).rstrip("/")
+    """Where the daemon of the run in the address is asked, without a trailing slash."""
+    return runs.here().url
 
 
 def snapshot(client: httpx.Client, *, window_seconds: float | None, max_points: int = 240) -> Snapshot:

@@ -130,9 +130,11 @@ def _said(client: httpx.Client, ask: Any) -> dict[str, Any]:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Disconnected(f"the daemon at {client.base_url} cannot be reached ({type(error).__name__})") from None
     except ValueError:
-        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon (no JSON)") from None
+        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon (no JSON)", "odd") from None
     if not isinstance(found, dict):
-        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon")
+        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon", "odd")
+    if answer.status_code >= 500:
+        raise Disconnected(f"the daemon at {client.base_url} answers {answer.status_code}", "error")
     if answer.status_code >= 400:
         raise Refused(str(found.get("error") or f"the daemon answers {answer.status_code}"))
     return found

@@ -15,7 +15,7 @@ import pandas as pd
 
 from dashboard.charts import Chart, Look
 from dashboard.client_incident import Dossier
-from dashboard.launch import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from dashboard.launch import ABOVE_NAMES, BLUE, GREEN, GREY, ORANGE, VERMILLION
 from dashboard.slice_words import KEYS
 from dashboard.story import stream_meaning
 from dashboard.words import number
@@ -71,7 +71,7 @@ def specification(look: Look) -> dict[str, Any]:
     legend = alt.Legend(orient="top", title=None, direction="horizontal", labelLimit=220, columnPadding=6, symbolType="square")
     colour = alt.Color("series:N", scale=alt.Scale(domain=list(labels), range=list(colours)), legend=legend)
     x = alt.X("value:Q", title=look.y_title, scale=alt.Scale(zero=True, nice=True), axis=alt.Axis(format=look.y_format, tickCount=5))
-    y = alt.Y("name:N", title=look.names, sort=alt.EncodingSortField("order", op="min"), axis=alt.Axis(labelLimit=120, minExtent=40))
+    y = alt.Y("name:N", title=look.names, sort=alt.EncodingSortField("order", op="min"), axis=alt.Axis(labelLimit=120, minExtent=40, **ABOVE_NAMES))
     hover = [alt.Tooltip("name:N"), alt.Tooltip("value:Q", format=".4~g"), alt.Tooltip("text:N", title="note")]
 
     def layer(row: str) -> alt.Chart:

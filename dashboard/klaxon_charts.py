@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from dashboard.launch import BLUE
+from dashboard.launch import ABOVE_NAMES, BLUE
 from dashboard.slice_words import short
 
 MOST_BARS = 16
@@ -24,7 +24,7 @@ SHARES = (
 @cache
 def bars(what: str, x_title: str) -> dict[str, Any]:
     """One bar a line, from 0 to 100 %, with its number at the end."""
-    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order", "op": "min"}, "axis": {"labelLimit": 170, "grid": False}}
+    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order", "op": "min"}, "axis": {"labelLimit": 170, "grid": False, **ABOVE_NAMES}}
     x = {"field": "value", "type": "quantitative", "title": x_title, "scale": {"domain": [0, 1], "clamp": True}, "axis": {"format": ".0%", "tickCount": 5}}
     hover = [{"field": "text", "type": "nominal", "title": what}, {"field": "value", "type": "quantitative", "format": ".1~%", "title": x_title},
              {"field": "n", "type": "quantitative", "format": ",.0f", "title": "tokens compared"},

@@ -35,6 +35,9 @@ APP = Path(__file__).parent / "entry" / "klaxon_page.py"
 BLUE, ORANGE, VERMILLION, GREEN, SKY, PURPLE, GREY = (
     "#1A86CC", "#E69F00", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#8A8F98")
 
+ABOVE_NAMES = {"titleAngle": 0, "titleAlign": "right", "titleAnchor": "start", "titleX": -6, "titleY": -7, "titleBaseline": "bottom"}
+"""Of an axis of names: its title above them, level, where it costs no width and covers none of them."""
+
 _THEME = {
     "theme.light.primaryColor": BLUE, "theme.light.backgroundColor": "#FFFFFF",
     "theme.light.secondaryBackgroundColor": "#F3F5F8", "theme.light.textColor": "#15202B",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from dashboard.launch import BLUE, GREEN, GREY, VERMILLION
+from dashboard.launch import ABOVE_NAMES, BLUE, GREEN, GREY, VERMILLION
 from dashboard.slice_words import short, write
 
 VALUE = "mean |d| per token, nats"
@@ -55,7 +55,7 @@ def heat_time(what: str) -> dict[str, Any]:
     return {"height": {"step": 44}, "params": [_PICK], "mark": {"type": "rect", "cursor": "pointer", "strokeWidth": 0.4},
             "encoding": {
                 "x": {"field": "at0", **_TIME}, "x2": {"field": "at"},
-                "y": {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order", "order": "descending"}, "axis": {"labelLimit": 130}},
+                "y": {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order", "order": "descending"}, "axis": {"labelLimit": 130, **ABOVE_NAMES}},
                 "color": _COLOUR, "tooltip": [_WHEN, *_HOVER]}}
 
 
@@ -65,14 +65,14 @@ def heat_grid(x_title: str, y_title: str) -> dict[str, Any]:
     return {"height": {"step": 26}, "params": [_PICK], "mark": {"type": "rect", "cursor": "pointer"},
             "encoding": {
                 "x": {"field": "x", "type": "ordinal", "title": x_title, "sort": {"field": "x_order"}, "axis": {"labelAngle": 0, "labelOverlap": True}},
-                "y": {"field": "label", "type": "nominal", "title": y_title, "sort": {"field": "order", "order": "descending"}, "axis": {"labelLimit": 130, "labelOverlap": True}},
+                "y": {"field": "label", "type": "nominal", "title": y_title, "sort": {"field": "order", "order": "descending"}, "axis": {"labelLimit": 130, "labelOverlap": True, **ABOVE_NAMES}},
                 "color": _COLOUR, "tooltip": _HOVER}}
 
 
 @cache
 def dots(what: str) -> dict[str, Any]:
     """One line a value of the key: its mean with two standard errors to either side; the dashed line is the healthy floor."""
-    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order", "op": "min"}, "axis": {"labelLimit": 210, "grid": False}}
+    y = {"field": "label", "type": "nominal", "title": what, "sort": {"field": "order", "op": "min"}, "axis": {"labelLimit": 210, "grid": False, **ABOVE_NAMES}}
     x = {"type": "quantitative", "title": VALUE, "scale": {"zero": True, "nice": True}, "axis": {"tickCount": 5, "format": ".2~g"}}
     colour = {"condition": {"test": "datum.picked", "value": VERMILLION}, "value": BLUE}
     return {"height": {"step": 32}, "layer": [

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dashboard import trainer_names
-from dashboard.launch import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
+from dashboard.launch import ABOVE_NAMES, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
 from dashboard.slice_charts import _TIME
 from dashboard.words import number
 
@@ -89,7 +89,7 @@ _FAR = 5.0  # margins; what lies beyond is drawn at the edge
 def differences() -> dict[str, Any]:
     """Rows of `compared`. Shaded: differences that count as none."""
     x = {"type": "quantitative", "title": "difference, in units of the margin", "scale": {"domain": [-_FAR, _FAR], "clamp": True}, "axis": {"tickCount": 5, "format": "+.2~g"}}
-    y = {"field": "label", "type": "nominal", "title": "metric", "sort": None, "axis": {"labelLimit": 150, "grid": False}}
+    y = {"field": "label", "type": "nominal", "title": "metric", "sort": None, "axis": {"labelLimit": 150, "grid": False, **ABOVE_NAMES}}
     scale = {"domain": list(COMPARED), "range": [colour for colour, _ in COMPARED.values()]}
     legend = {"orient": "top", "title": None}
     colour = {"field": "answer", "type": "nominal", "scale": scale, "legend": legend}

@@ -41,7 +41,7 @@ def _headline(found: Dossier) -> Words:
     incident, diagnosis = found.incident, found.incident.get("diagnosis") or {}
     cause = (f"Cause: {diagnosis.get('verdict')}, {'confident' if diagnosis.get('confident') else 'not sure yet'}." if diagnosis else "No diagnosis was made.")
     size = f" Size: {size}." if (size := story.size(incident)) else ""
-    return Words(tone=TONES.get(str(incident.get("state")), "bad"), title=story.where(incident), lines=[
+    return Words(tone=TONES.get(str(incident.get("state")), "bad"), title=f"Where: {story.where(incident)}", lines=[
         f"{_first_up(story.when(incident, now=found.now))}.", story.state(incident, now=found.now), cause + size])
 
 
@@ -61,7 +61,7 @@ def _evidence(found: Dossier) -> Table:
 def _events(found: Dossier) -> Table:
     rows = sorted([*found.shot.events, *deeds(found)], key=lambda one: -one["at"])
     return Table(title="Events around it", about="Weight updates, restarts, config changes, silences and alarms, newest first: a fault that begins at one of these began with it."
-                 + _cut(rows), columns=("UTC", "kind", "what"), rows=[[clock(one["at"], now=0), str(one["kind"]), str(one["text"])] for one in rows[:MOST_ROWS]])
+                 + _cut(rows), columns=("UTC", "kind", "what"), rows=[[_at(one["at"]), str(one["kind"]), str(one["text"])] for one in rows[:MOST_ROWS]])
 
 
 def _told(found: Dossier) -> Table:
@@ -73,16 +73,20 @@ def _told(found: Dossier) -> Table:
 def _decision(one: Mapping[str, Any]) -> list[Cell]:
     message = one.get("message") or {}
     times = f" ({one['times']:,} times, last {clock(one.get('last_at'), now=0)})" if (one.get("times") or 1) > 1 else ""
-    return [clock(one.get("at"), now=0), str(one.get("receiver")), "told" if one.get("sends") else "not told",
+    return [_at(one.get("at")), str(one.get("receiver")), "told" if one.get("sends") else "not told",
             f"{one.get('reason')}: {one.get('detail') or one.get('meaning')}{times}", " ".join(str(message[key]) for key in ("state", "error") if message.get(key))]
 
 
 def _history(found: Dossier) -> Table:
-    steps: list[list[Cell]] = [[clock(step.get("at"), now=0), f"{step.get('from_state') or 'new'} → {step.get('to_state')}", str(step.get("why"))]
+    steps: list[list[Cell]] = [[_at(step.get("at")), f"{step.get('from_state') or 'new'} → {step.get('to_state')}", str(step.get("why"))]
                                for step in reversed(found.incident.get("history") or ())]
-    steps += [[clock(one.get("starts_at"), now=0), f"silence, {one.get('state')}", f"by {one.get('author')} until {clock(one.get('ends_at'), now=0)}: {one.get('reason')}"]
+    steps += [[_at(one.get("starts_at")), f"silence, {one.get('state')}", f"by {one.get('author')} until {clock(one.get('ends_at'), now=0)}: {one.get('reason')}"]
               for one in found.silences]
     return Table(title="What happened to it", about="States of the incident, newest first, and the silences over it.", columns=("UTC", "state", "why"), rows=steps)
+
+
+def _at(at: float | None) -> str:
+    return clock(at, now=0).removesuffix(" UTC")
 
 
 def _cut(rows: list[Any]) -> str:

@@ -53,7 +53,7 @@ def _facts(found: Gathered) -> Facts:
     rows = [
         ("Run", str(status.get("run", "unknown")), "Its name in config.toml, or the file."),
         ("Tier", words.TIERS.get(status.get("tier"), "unknown"), "What Klaxon had: the engine's report alone, the trainer's logprobs too, or weights and a scorer."),
-        ("Batches", f"{len(series):,} points from {clock(first, now=0)} to {clock(last, now=0)}" if len(series) else "none", f"Windows of {duration(float(status.get('batch_seconds') or 0))}, judged one by one."),
+        ("Batches", f"{int(status.get('t') or 0) + 1:,} from {clock(first, now=0)} to {clock(last, now=0)}" if len(series) else "none", f"Windows of {duration(float(status.get('batch_seconds') or 0))}, judged one by one."),
         ("Rollouts", f"{int(counts.get('seen') or 0):,} seen, {int(counts.get('scored') or 0):,} compared", "Compared: their tokens' logprobs were held against the trainer's or the scorer's."),
         ("Coverage", percent(scorer.get("coverage")), "Share of the sampled tokens that arrived that were compared."),
         ("Floor", f"{number(status.get('floor_nats'))} nats", "Median mean |d| of the batches closed while nothing fired."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dashboard import charts, slice_charts, slice_words, trainer_names, training_charts
+from dashboard import charts, slice_charts, trainer_names, training_charts
 from dashboard.report.gathered import Gathered
 from dashboard.report.parts import Cell, Part, Section, Table, Words
 from dashboard.report.pictures import Pen
@@ -26,12 +26,17 @@ def slices(found: Gathered, pen: Pen) -> Section:
     """Where the mismatch sits."""
     floor, tables = found.status.get("floor_nats"), found.breakdowns
     parts: list[Part] = [_replicas(found, pen), _positions(found, pen), _lag(found, pen)]
+    unknown: list[str] = []
     for key, (title, about, order) in DOTS.items():
         table = tables[key].dropna(subset=[key])
         order = slice_charts.in_turn(table["turn"]) if key == "turn" else order
-        rows = slice_charts.lines(table, key, floor=None if key == "probability" else floor, picked=None, order=order) if len(table) else table
-        parts.append(pen.figure(f"slice-{key}", title, about, slice_charts.dots(title.lower()), rows, numbers=table,
-                                empty="No compared rollout of this run says it."))
+        if table.empty:
+            unknown.append(title.lower())
+            continue
+        rows = slice_charts.lines(table, key, floor=None if key == "probability" else floor, picked=None, order=order)
+        parts.append(pen.figure(f"slice-{key}", title, about, slice_charts.dots(title.lower()), rows, numbers=table))
+    if unknown:
+        parts.append(Words(lines=[f"Not told by any compared rollout: {', '.join(unknown)}."]))
     return Section(anchor="slices", title="Where it sits", about="Mean |log q − log p| by part of the run: q is the trainer's probability of the sampled token, p the engine's.", parts=parts)
 
 
@@ -71,11 +76,11 @@ def training(found: Gathered, pen: Pen) -> Section:
             parts += [pen.figure(f"trainer-{watched.name}", watched.title, f"{watched.about} {training_charts.verdict(part, band)}",
                                  training_charts.against_step(watched.unit), training_charts.rows(part, band), numbers=part)]
     if not parts:
-        parts.append(Words(lines=["The trainer sent no metric of those Klaxon draws."]))
+        names = ", ".join(" or ".join(trainer_names.names(watched.name)) for watched in training_charts.WATCHED)
+        parts.append(Words(lines=["The trainer sent no metric of those Klaxon draws.", f"It looked for {names}."]))
     parts += [*_throughput(found, pen), *_comparisons(found, pen)]
-    names = ", ".join(f"{watched.name} (also {', '.join(trainer_names.OTHER_NAMES[watched.name])})" for watched in training_charts.WATCHED)
-    return Section(anchor="training", title="What the trainer logged", about=f"The trainer's own numbers, step by step; green: the band of the reference runs, where one is given. "
-                   f"Names looked for: {names}.", parts=parts)
+    return Section(anchor="training", title="What the trainer logged", parts=parts,
+                   about="The trainer's own numbers, step by step; green: the band of the reference runs, where one is given.")
 
 
 def _throughput(found: Gathered, pen: Pen) -> list[Part]:
@@ -110,7 +115,7 @@ def engine(found: Gathered) -> Section:
     audit = found.audit
     checks: list[list[Cell]] = [[str(check.get("name")), (str(check.get("state")), AUDIT_TONES.get(str(check.get("state")), "info")), str(check.get("seen")),
                                  "" if check.get("state") == "ok" else f"{check.get('why') or ''} {check.get('do') or ''}".strip()] for check in audit.get("checks") or ()]
-    changed: list[list[Cell]] = [[clock(row.get("at"), now=0), str(row.get("text")), str(row.get("key") or ""), str(row.get("before") or ""), str(row.get("after") or "")]
+    changed: list[list[Cell]] = [[clock(row.get("at"), now=0).removesuffix(" UTC"), str(row.get("text")), str(row.get("key") or ""), str(row.get("before") or ""), str(row.get("after") or "")]
                                  for row in audit.get("history") or ()]
     parts: list[Part] = [
         Table(title="Audit checklist", about="What the engine's tap and Klaxon's probe were told of its settings, against what the trainer declares. Settings are evidence, not proof.",
@@ -129,8 +134,9 @@ def definitions(found: Gathered, shown: set[str]) -> Section:
     """Formula, direction, level and unit of every signal in the report, and the words."""
     rows: list[list[Cell]] = [[one["name"], one["formula"], one["direction"], one["level"], one["unit"]] for one in found.signals if one["name"] in shown]
     words: list[list[Cell]] = [["floor", "median mean |d| of the batches closed while nothing fired: what a healthy pair still has"], ["batch", "a wall-clock window; its statistics are judged together"],
-                               ["evidence ln M, ln A", "weighted average of sequential evidence over all streams, and the threshold it rings at; natural logs"],
-                               *[[name, f"the slice key “{title}”"] for name, title in slice_words.KEYS.items()]]
+                               ["evidence ln M, ln A", "weighted average of sequential evidence over all streams, and the threshold it rings at; natural logs"]]
+    words += [["change", "the interval in which the fault began, as exactly as the evidence tells"], ["tainted", "compared rollouts of the slices concerned since the change"],
+              ["lag", "published weight versions the engine was behind the trainer"]]
     return Section(anchor="definitions", title="Definitions", about="p = rollout engine, q = trainer, on the same sampled tokens at the same weight version; d = log q − log p in nats; w = e^d; samples come from p.",
                    parts=[Table(title="Signals", about="docs/metrics.md has all of them, and what each framework calls them.", columns=("signal", "formula", "direction", "level", "unit"), rows=rows),
                           Table(title="Words", about="What else is named above.", columns=("word", "meaning"), rows=words)])

@@ -18,10 +18,10 @@ from dashboard import charts
 from dashboard.report.parts import Figure
 
 WIDE, NARROW = 860, 340  # pixels
-FONT = "system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
+FONT = "Arial, Liberation Sans, Helvetica, sans-serif"  # as wide as vl-convert takes it to be
 _GRID = "#80808045"
 CONFIG = {
-    "background": "transparent", "font": FONT, "aria": False, "view": {"stroke": "#80808060"},
+    "background": "transparent", "font": FONT, "aria": False, "view": {"stroke": None},
     "axis": {"labelColor": "currentColor", "titleColor": "currentColor", "gridColor": _GRID, "domainColor": "#80808090", "tickColor": "#80808090",
              "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"},
     "legend": {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"},

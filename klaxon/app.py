@@ -30,6 +30,7 @@ from klaxon.bank_state import load, load_requests
 from klaxon.batches import BatchBuilder
 from klaxon.canary import Canary
 from klaxon.chores import schedule
+from klaxon.claims import claimed
 from klaxon.config import Config
 from klaxon.cursors import Cursors
 from klaxon.diagnose_task import Diagnostician
@@ -281,6 +282,9 @@ async def serve(config: Config) -> None:
         for server in servers(daemon):
             await stack.enter_async_context(serving(server, stopping))
         daemon.say("daemon", f"Klaxon watches run {config.run.name}", {})
+        for other in stack.enter_context(claimed(config)):
+            log.warning("a second sidecar: %s is already watched by run %s (pid %s, %s); stop one of the two", other["what"], *map(other.get, ("run", "pid", "api")))
+            daemon.say("second_sidecar", f"{other['what']} is already watched by run {other.get('run')} (pid {other.get('pid')}): every fault is told twice", other)
         await stopping.wait()
         daemon.say("daemon", "Klaxon stops", {})
         daemon.keep_status()

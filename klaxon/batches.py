@@ -56,6 +56,10 @@ class BatchBuilder:
         """Where the rollouts of closed batch t were read; once."""
         return self._marks.pop(t, [])
 
+    def seconds_left(self, now: float) -> float:
+        """Until the oldest open batch is closed and judged, seconds."""
+        return max(0.0, self._closes_at(self._next_t) + self.watermark_seconds - now)
+
     def _closes_at(self, t: int) -> float:
         return self.started_at + (t + 1 - self._first_t) * self.batch_seconds
 

@@ -10,7 +10,7 @@ import typer
 from collector.errors import KlaxonError
 
 COMMANDS = {
-    "run": "klaxon.commands.run", "demo": "klaxon.commands.demo", "look": "klaxon.commands.look",
+    "init": "klaxon.commands.init", "run": "klaxon.commands.run", "demo": "klaxon.commands.demo", "look": "klaxon.commands.look",
     "check": "klaxon.commands.check", "audit": "klaxon.commands.audit", "plan": "klaxon.commands.plan",
     "preflight": "klaxon.commands.preflight", "compare-engines": "klaxon.commands.compare_engines",
     "score": "klaxon.commands.score", "diagnose": "klaxon.commands.diagnose",

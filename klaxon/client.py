@@ -20,7 +20,11 @@ def get_json(url: str, path: str, **params: Any) -> Any:
         Unavailable: nobody answers there, or the answer is an error.
         InputError: somebody else answers there.
     """
-    return _get(url, path, **params).json()
+    response = _get(url, path, **params)
+    try:
+        return response.json()
+    except ValueError:
+        raise InputError(f"what answers {path} is no JSON: that is another program, not a Klaxon daemon", where=url) from None
 
 
 def get_bytes(url: str, path: str, **params: Any) -> bytes:

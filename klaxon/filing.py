@@ -65,6 +65,7 @@ class Filing:
                 self.join.remember(kept, shadow and replace(shadow, views=populations.needed_later(shadow), entropy_T=None))
             self._note_trainer(kept)
         gains = self._gains(arrived, kept, shadow)
+        counts["bet"] = int(bool(gains))
         if kept is not None and judged is not None:
             gains |= self._odd(t, kept, judged)
         self._add(t, slices=slices, counts=counts, gains=gains, mark=arrived.mark)

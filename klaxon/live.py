@@ -11,12 +11,12 @@ from collector.sources.refusals import added
 from detectors.hardfacts import EngineSeen, Observation
 from klaxon.audit_view import audit_view
 from klaxon.band_view import band_view
+from klaxon.progress import Progress, first_batch, not_firing
 from klaxon.verdict import Seen, Verdict, judge
 
 if TYPE_CHECKING:
     from klaxon.app import Daemon
 
-STALE_SECONDS = 60.0
 SCORED = ("tokens_scored",)  # the one token count of the scorer that is no refusal
 BLINDING = ("engine_unreachable", "no_rollouts", "tap_silent", "scorer_behind", "store_refusing", "disk_low")  # facts that say Klaxon sees nothing
 TIER_BLIND = {
@@ -52,6 +52,7 @@ class Live:
             "heartbeat_at": self.heartbeat_at, "verdict": verdict, "verdict_text": text,
             "budget": daemon.config.detectors.false_alarms, "ln_m": _finite(bank.ln_m), "ln_a": bank.ln_a,
             "learning": bank.learning, "honesty": bank.honesty(), "batch_seconds": daemon.config.daemon.batch_seconds,
+            "first_batch": first_batch(watch.closed, daemon.worker.counts, seconds_left=watch.builder.seconds_left(now)),
             "t": watch.last_batch.t if watch.last_batch else None, "taps": daemon.taps.listing(now),
             "engine": {**daemon.taps.engine_config(), **daemon.probe.facts,
                        "url": daemon.config.engine.url, "reachable_at": daemon.probe.reachable_at},
@@ -112,16 +113,9 @@ class Live:
         for verdict, matches in (("mismatch", _is_mismatch), ("blind", lambda incident: not _is_mismatch(incident))):
             if found := [incident for incident in firing if matches(incident)]:
                 return verdict, found[0].title
-        last = daemon.worker.last_rollout_at
-        if last is None:
-            return "starting", "No rollout has arrived yet: is the tap loaded in the engine, and does it know KLAXON_URL?"
-        if now - last > max(STALE_SECONDS, 3 * daemon.config.daemon.batch_seconds):
-            return "blind", f"No rollout for {now - last:.0f} s: Klaxon cannot see the engine."
-        if daemon.watch.last_batch is None:
-            return "starting", "The first batch is being collected."
-        if self.tier == 0:
-            return "healthy", "Sampled tokens follow the reported probabilities. Tier 0 sees no more than that."
-        return "healthy", "Engine and trainer agree about the probability of the sampled tokens."
+        left = daemon.watch.builder.seconds_left(now)
+        return not_firing(Progress(tier=self.tier, now=now, last_rollout_at=daemon.worker.last_rollout_at, batch_seconds=daemon.config.daemon.batch_seconds,
+                                   seconds_left=left, taken=daemon.worker.counts, closed=daemon.watch.closed, tap=daemon.config.sources.tap))
 
     def _scorer(self) -> dict[str, Any]:
         worker, shadow = self._daemon.worker, self._daemon.shadow

@@ -67,6 +67,7 @@ class Watch(threading.Thread):
         self.builder, self.builder_lock, self.clock = builder, builder_lock, clock
         self.counts: Counter[str] = Counter()
         self.last_batch: BatchStats | None = None
+        self.closed: Counter[str] = Counter()  # rollouts of closed batches: seen, scored, bet
         self.ticked_at = clock()  # UTC seconds, end of the last whole tick
         self.store_refusing_since: float | None = None  # UTC seconds; None = it writes
         self._statistical: Drift | None = None  # the statistical alarm that is firing
@@ -127,6 +128,7 @@ class Watch(threading.Thread):
         self.alerts.note_evidence(batch.closed_at, self.bank.ln_m)
         self._flush()
         self.last_batch = batch
+        self.closed.update({name: batch.counts.get(name, 0) for name in ("seen", "scored", "bet")})
         self._recent.append(batch)
         self._tell_oddities(batch, own)
         self._remember_level(batch)

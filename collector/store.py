@@ -15,7 +15,7 @@ import secrets
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,18 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from collector import store_copy, store_retention
 from collector.errors import Unavailable
 from collector.records import BatchStats, Evidence, Rollout, Score, WeightVersion
 from collector.store_config import StoreConfig
+from collector.store_faults import first_line, open_hint
 from collector.store_migrations import VERSION, migrate
-from collector.store_schema import batch_tables, batches_from, ddl, request_hash, rollout_row, to_arrow
-from collector.token_rows import Kept, Words, outlived_tokens, token_tables
+from collector.store_schema import TABLES, batch_tables, batches_from, ddl, request_hash, rollout_row, to_arrow
+from collector.token_rows import Kept, Words, token_tables
 
 log = logging.getLogger("klaxon.store")
 
 _REPLAY_CHUNK = 64  # batches held in memory at a time while reading a run back
-_DAY = 86_400.0
 _FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException, duckdb.TransactionException)
 
 
@@ -136,34 +137,36 @@ class Store:
         return request_hash(request_id, key=self._key)
 
     def retention(self, now: float, config: StoreConfig) -> dict[str, int]:
-        """Delete what outlived its time to live; returns rows deleted a table. Freed space is reused, the file stays."""
-        cut = {
-            "rollouts": ("coalesce(finished_at, 0) < ?", config.rollouts_ttl_days),
-            "evidence": ("t < (SELECT coalesce(min(t), 0) FROM batches WHERE closed_at >= ?)", config.evidence_ttl_days),
-            "metrics": ('"at" < ?', config.metrics_ttl_days),
-            "events": ('"at" < ?', config.metrics_ttl_days),
-            "weights": ("coalesce(seen_at, engine_at) < ?", config.metrics_ttl_days),
-            **{table: ("t IN (SELECT t FROM batches WHERE closed_at < ?)", config.batches_ttl_days)
-               for table in ("slices", "gains", "facts")},
-            "series": ("closed_at < ?", config.batches_ttl_days),
-            "batches": ("closed_at < ?", config.batches_ttl_days),
-        }
-        with self._lock, self._cursor() as cursor, self._counted(list(cut)):
-            deleted = {table: cursor.execute(f"DELETE FROM {table} WHERE {condition}", [now - days * _DAY]).fetchall()[0][0]
-                       for table, (condition, days) in cut.items()}
-        return deleted | self.token_retention(now, config)
+        """Delete what outlived its time to live, and the oldest beyond the size limit (collector/store_retention.py); rows deleted a table."""
+        with self._lock, self._cursor() as cursor, self._counted(list(TABLES)):
+            return store_retention.delete(cursor, now, config)
 
     def token_retention(self, now: float, config: StoreConfig) -> dict[str, int]:
         """Delete tokens that are too old, too many, or of a kind that [store] tokens no longer allows; returns rows deleted a table."""
-        outlived = outlived_tokens(now, config)
-        with self._lock, self._cursor() as cursor, self._counted([table for table, _, _ in outlived]):
-            return {table: cursor.execute(f"DELETE FROM {table} WHERE {condition}", params).fetchall()[0][0]
-                    for table, condition, params in outlived}
+        with self._lock, self._cursor() as cursor, self._counted(store_retention.TOKEN_TABLES):
+            return store_retention.tokens(cursor, now, config)
 
     def checkpoint(self) -> None:
         """Fold the write-ahead log into the file."""
         with self._lock, self._cursor() as cursor:
             cursor.execute("CHECKPOINT").fetchall()
+
+    def copy_to(self, path: Path, beside: Callable[[], object] = lambda: None) -> None:
+        """A whole copy at one moment, into a new file, while appends go on; `beside` runs at that moment, with appends held back.
+
+        Raises:
+            Unavailable: the copy cannot be written.
+        """
+        with self._cursor() as cursor:
+            with self._lock:
+                cursor.begin()
+                tables = cursor.execute("SELECT table_name, sql FROM duckdb_tables() WHERE NOT internal ORDER BY table_name").fetchall()
+                cursor.execute("SELECT count(*) FROM batches").fetchall()  # the first look at the data fixes the moment
+                beside()
+            try:
+                store_copy.write(cursor, path, tables, settings=self._settings)
+            finally:
+                _rollback(cursor)
 
     def size_bytes(self) -> int:
         """Bytes on disk: the file and its write-ahead log."""
@@ -206,7 +209,7 @@ class Store:
             yield cursor
         except _FAULTS as error:
             self._invalid = self._invalid or isinstance(error, duckdb.FatalException)
-            raise Unavailable(f"{self.path}: {_first_line(error)}; check free disk space and [store] memory_limit") from None
+            raise Unavailable(f"{self.path}: {first_line(error)}; check free disk space and [store] memory_limit") from None
         finally:
             cursor.close()
 
@@ -239,7 +242,7 @@ class Store:
             return duckdb.connect(str(self.path), config=self._settings)
         except duckdb.Error as error:
             if "replaying WAL" not in str(error) or "Could not write" in str(error):
-                raise Unavailable(_open_hint(self.path, error)) from None
+                raise Unavailable(open_hint(self.path, error)) from None
             return self._reopen_without_wal(str(error))
         except OSError as error:
             raise Unavailable(f"{self.path}: cannot make the folder ({error.strerror}); set [store] path") from None
@@ -305,21 +308,8 @@ def _rollback(cursor: duckdb.DuckDBPyConnection) -> None:
     try:
         cursor.rollback()
     except duckdb.Error as error:  # a fatal fault has already ended the transaction
-        log.warning("rollback: %s", _first_line(error))
+        log.warning("rollback: %s", first_line(error))
 
 
 def _endless(end: int | None) -> int:
     return 2**62 if end is None else end
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _open_hint(path: Path, error: duckdb.Error) -> str:
-    text = _first_line(error)
-    if "lock" in text:
-        return f"{path}: another process owns it (one daemon a run); stop that one or set [store] path. {text}"
-    if "not a valid DuckDB" in text:
-        return f"{path}: is not a DuckDB file, or is damaged; move it aside or set [store] path"
-    return f"{path}: cannot be opened; set [store] path to a writable file. {text}"

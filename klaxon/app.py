@@ -26,6 +26,7 @@ from collector.store import Store
 from detectors.bank import Bank
 from klaxon.alert_routes import alerts_router
 from klaxon.api import build_api
+from klaxon.backup_routes import backup_router
 from klaxon.bank_state import load, load_requests
 from klaxon.batches import BatchBuilder
 from klaxon.canary import Canary
@@ -115,6 +116,7 @@ class Daemon:
         self.heartbeat = heartbeat_of(self)
         self.api.include_router(ingest_router(self.ingest, token=self.token, weights=self.trainer.take_checked_weights))
         self.api.include_router(alerts_router(self.alerts, token=self.token, verdict=self.live.judged))
+        self.api.include_router(backup_router(self.store, folder, token=self.token, keep_status=self.keep_status))
         self.socket = Path(config.daemon.socket or folder / "klaxon.sock")
 
     def _file_rollouts(self, t: int, pairs: list[tuple[Rollout, Score]]) -> None:

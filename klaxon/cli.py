@@ -24,6 +24,7 @@ COMMANDS = {
     "rebaseline": "klaxon.commands.rebaseline", "quarantine": "klaxon.commands.quarantine",
     "proxy": "klaxon.commands.proxy", "receive-weights": "klaxon.commands.receive_weights",
     "alerts": "klaxon.commands.alerts", "runbook": "klaxon.commands.runbook",
+    "doctor": "klaxon.commands.doctor", "backup": "klaxon.commands.backup", "restore": "klaxon.commands.restore",
     "reference": "klaxon.commands.reference", "compare": "klaxon.commands.compare",
 }
 """Name → module; the module holds a function of the command's name, _ for - (its docstring is the help), or a group of commands."""

@@ -17,7 +17,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALLED := .venv/.klaxon-installed
 
-.PHONY: demo test venv model browser programs
+.PHONY: demo test docs venv model browser programs
 
 demo: venv
 	@.venv/bin/klaxon demo $(ARGS)
@@ -31,6 +31,10 @@ test: venv model browser programs
 	  test $$code = 0 || test $$code = 5 || verdict=FAILED; done; \
 	cat .pytest_cache/failures-*.txt 2>/dev/null; \
 	echo "make test: $$verdict after $$(( $$(date +%s) - began )) s"; test $$verdict = passed
+
+# The documentation as a site in build/site, opened from there without a server.
+docs: venv
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet && echo "build/site/index.html" >&2
 
 # torchvision, torchaudio and torchcodec come with vLLM in builds that do not fit torch's CPU build and break
 # transformers; nothing here needs them, so they go last.

@@ -84,21 +84,21 @@ def build_api(store: Store, live: Live) -> FastAPI:
 def _add_state(app: FastAPI, store: Store, live: Live) -> None:
     @app.get("/healthz")
     def healthz() -> Response:
-        return _json({"ok": True, "batches": store.next_t()})
+        return as_json({"ok": True, "batches": store.next_t()})
 
     @app.get("/v1/status")
     def status() -> Response:
-        return _json(live.status())
+        return as_json(live.status())
 
     @app.get("/v1/incidents")
     def incidents() -> Response:
-        return _json(live.incidents())
+        return as_json(live.incidents())
 
     @app.get("/v1/events")
     def events(since: Time = None, limit: Annotated[int, Query(ge=1, le=5000)] = 500) -> Response:
         rows = store.query('SELECT "at", kind, text, data FROM events WHERE "at" >= ? ORDER BY "at" DESC LIMIT ?',
                            [-1e18 if since is None else since, limit])
-        return _json([{"at": at, "kind": kind, "text": text, "data": json.loads(data)} for at, kind, text, data in rows])
+        return as_json([{"at": at, "kind": kind, "text": text, "data": json.loads(data)} for at, kind, text, data in rows])
 
     @app.get("/v1/weights")
     def weights(limit: Annotated[int, Query(ge=1, le=5000)] = 200) -> Response:
@@ -106,7 +106,7 @@ def _add_state(app: FastAPI, store: Store, live: Live) -> None:
         rows = store.query(
             "SELECT version, any_value(path), min(published_at), any_value(digest), min(seen_at), min(engine_at) "
             "FROM weights GROUP BY version ORDER BY max(coalesce(seen_at, engine_at)) DESC LIMIT ?", [limit])
-        return _json([dict(zip(columns, row, strict=True)) for row in rows])
+        return as_json([dict(zip(columns, row, strict=True)) for row in rows])
 
 
 def _add_series(app: FastAPI, store: Store, answers: Answers) -> None:
@@ -121,7 +121,7 @@ def _add_series(app: FastAPI, store: Store, answers: Answers) -> None:
 
     @app.get("/v1/signals")
     def read_signals() -> Response:
-        return _json([{"name": metric.name, "formula": metric.formula, "direction": metric.direction, "level": metric.level,
+        return as_json([{"name": metric.name, "formula": metric.formula, "direction": metric.direction, "level": metric.level,
                        "unit": metric.unit} for metric in METRICS])
 
     @app.get("/v1/slices")
@@ -154,7 +154,7 @@ def _add_quarantine(app: FastAPI, store: Store, live: Live) -> None:
     """What an incident taints (docs/quarantine.md). `incident`: an id, a unique beginning of one, or "last"."""
     @app.get("/v1/quarantine/{incident}")
     def summary(incident: str) -> Response:
-        return _json(quarantine.summary(store, quarantine.choose(live.incidents(), incident)))
+        return as_json(quarantine.summary(store, quarantine.choose(live.incidents(), incident)))
 
     @app.get("/v1/quarantine/{incident}/rollouts")
     def rollouts(incident: str) -> Response:
@@ -162,7 +162,7 @@ def _add_quarantine(app: FastAPI, store: Store, live: Live) -> None:
 
     @app.post("/v1/request-hashes")
     def request_hashes(ids: Annotated[list[str], Body(embed=True, max_length=MOST_IDS)]) -> Response:
-        return _json([store.request_hash(one) for one in ids])
+        return as_json([store.request_hash(one) for one in ids])
 
 
 @contextmanager
@@ -180,7 +180,8 @@ def _fault(app: FastAPI, request: Request, error: Exception, *, code: int, text:
     return JSONResponse({"error": text}, status_code=code)
 
 
-def _json(value: Any) -> Response:
+def as_json(value: Any) -> Response:
+    """Any plain value as a JSON answer; what JSON does not know is null."""
     return Response(json.dumps(_plain(value)), media_type="application/json")
 
 

@@ -36,6 +36,7 @@ from klaxon.config import Config
 from klaxon.cursors import Cursors
 from klaxon.diagnose_task import Diagnostician
 from klaxon.exports.exports import FEED_SECONDS, Exports
+from klaxon.health import health_router
 from klaxon.heartbeat import heartbeat_of
 from klaxon.ingest import Ingest, ingest_router
 from klaxon.live import Live
@@ -116,6 +117,7 @@ class Daemon:
         self.heartbeat = heartbeat_of(self)
         self.api.include_router(ingest_router(self.ingest, token=self.token, weights=self.trainer.take_checked_weights))
         self.api.include_router(alerts_router(self.alerts, token=self.token, verdict=self.live.judged))
+        self.api.include_router(health_router(self))
         self.api.include_router(backup_router(self.store, folder, token=self.token, keep_status=self.keep_status))
         self.socket = Path(config.daemon.socket or folder / "klaxon.sock")
 

@@ -24,6 +24,7 @@ class EngineProbe:
         self.reachable_at: float | None = None  # its last answer
         self.reachable_since: float | None = None  # it has answered without a break since then
         self.facts: dict[str, Any] = {}
+        self.trouble: str | None = None  # why it did not answer, the last time; None = it answers
         self._settings: dict[str, Any] = {}  # of the engine as it answers now; {} = not told yet
         self._before: dict[str, Any] = {}  # the last ones told, over restarts
         self._down = False
@@ -41,6 +42,7 @@ class EngineProbe:
                 label = known_version(_json(client, "/weight_info").get("weight_version"))  # dev mode: a label, not the weights
                 settings = self._settings or _ask_settings(client)
         except httpx.HTTPError as error:
+            self.trouble = f"{type(error).__name__}: {error}"[:200]
             if not self._down and self.reachable_at is not None:
                 self._say("engine_down", f"engine {self.url} does not answer ({type(error).__name__})", {})
             self._down, self.facts, self._settings, self.reachable_since = True, {}, {}, None
@@ -48,7 +50,7 @@ class EngineProbe:
         with self._lock:
             if self._down:
                 self._say("engine_up", f"engine {self.url} answers again (vLLM {version})", {})
-            self._down, self.reachable_at = False, now
+            self._down, self.reachable_at, self.trouble = False, now, None
             self.reachable_since = self.reachable_since or now
             self._settings = settings
             self.facts = {**settings, "version": version, "weight_version": label}

@@ -69,6 +69,12 @@ class TapBook:
                 row[name] += int(beat.get(name, 0) or 0)
         return [{**row, "alive": now - row["last_seen"] < ALIVE_SECONDS} for row in rows.values()]
 
+    def processes(self, now: float) -> list[dict[str, Any]]:
+        """One row a process that beats, or did."""
+        told = ("source", "engine", "pid", "host", "sent", "dropped", "errors", "queued", "last_error", "at", "last_seen", *COUNTED)
+        return [{**{name: beat.get(name) for name in told}, "source": source, "engine": engine, "alive": now - beat["last_seen"] < ALIVE_SECONDS}
+                for (source, engine, _), beat in self._all()]
+
     def counts(self) -> Counter[str]:
         """What taps and proxies could not report, by reason: dropped, without_logprobs (nothing to compare), multimodal, unusable_…"""
         found: Counter[str] = Counter()

@@ -55,6 +55,8 @@ class Worker(threading.Thread):
         self._pushed = Hygiene(Counter())
         self._trainer_says: queue.Queue[TrainerWord] = queue.Queue(config.sources.inbox_rollouts)
         self.busy_seconds = 0.0
+        self.round_at = clock()  # UTC seconds, end of the last round
+        self.trouble: dict[str, Any] | None = None  # the last group that could not be scored or filed: at (UTC seconds), text
         self.last_scored_at: float | None = None
         self.last_rollout_at: float | None = None
         self.longest_gap_seconds = 0.0
@@ -125,7 +127,9 @@ class Worker(threading.Thread):
     def run(self) -> None:
         """Until stopped, then drain; a failure is counted and logged, and the next group goes on."""
         while not self._halt.is_set():
-            if not self._round():
+            worked = self._round()
+            self.round_at = self.clock()
+            if not worked:
                 self._halt.wait(POLL_SECONDS)
         until = time.monotonic() + DRAIN_SECONDS
         while (self._round() or self._left) and time.monotonic() < until:
@@ -141,8 +145,9 @@ class Worker(threading.Thread):
         """A task or a group of rollouts; False when there was nothing to do. A thread that is stopping begins no task."""
         try:
             return (not self._halt.is_set() and self._run_task()) or self.step()
-        except Exception:
+        except Exception as error:
             self.counts["worker_errors"] += 1
+            self.trouble = {"at": self.clock(), "text": f"{type(error).__name__}: {error}"[:300]}
             log.exception("a group of rollouts was lost to an error in Klaxon; the next goes on")
             settle(self._in_hand)
             return False
@@ -289,6 +294,7 @@ class Worker(threading.Thread):
             return {score.request_id: score for score in self.views.score(kept)}
         except KlaxonError as error:
             self.counts["scorer_errors"] += 1
+            self.trouble = {"at": self.clock(), "text": str(error)[:300]}
             log.warning("these %d rollouts were not scored: %s", len(kept), error)
             return {}
 

@@ -183,12 +183,14 @@ def table(setup: dict[str, float], found: dict[str, dict]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("frameworks", nargs="*", choices=[*FRAMEWORKS, []], default=list(FRAMEWORKS))
+    parser.add_argument("frameworks", nargs="*", help=f"some of {', '.join(FRAMEWORKS)}; all by default")
     parser.add_argument("--pip", action="store_true", help="pip instead of uv")
     parser.add_argument("--tree", action="store_true", help="no wheels: this Python environment and this tree")
     parser.add_argument("--batch-seconds", type=float, default=None)
     parser.add_argument("--json", type=Path)
     told = parser.parse_args()
+    if unknown := set(told.frameworks) - set(FRAMEWORKS):
+        parser.error(f"{', '.join(sorted(unknown))}: none of {', '.join(FRAMEWORKS)}")
     with tempfile.TemporaryDirectory(prefix="kv-") as folder:
         work, clock = Path(folder), Clock()
         if told.tree:
@@ -198,7 +200,7 @@ def main() -> None:
             os.environ.pop("PYTHONPATH", None)
             programs = install(work, with_pip=told.pip, clock=clock)
             klaxon, python = [str(programs / "klaxon")], str(programs / "python")
-        found = {name: first_verdict(name, work, klaxon, python, batch_seconds=told.batch_seconds) for name in told.frameworks}
+        found = {name: first_verdict(name, work, klaxon, python, batch_seconds=told.batch_seconds) for name in told.frameworks or FRAMEWORKS}
     print(table(clock.seconds, found))
     if told.json:
         told.json.write_text(json.dumps({"setup": clock.seconds, "frameworks": found, "load": os.getloadavg()}, indent=1) + "\n")

@@ -22,7 +22,15 @@ MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]", "o
 
 def check(config: Annotated[str, typer.Option("--config", "-c", help="The run's config file.")] = "config.toml",
           json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False) -> None:
-    """Validate config.toml, probe every part, and say the tier, the coverage and the blind spots. Exit code 2 when something configured cannot work."""
+    """Validate config.toml, probe every part, and say the tier, the coverage and the blind spots.
+
+    \b
+    Examples:
+      klaxon check
+      klaxon check --config runs/grpo-7b.toml --json
+
+    Exit codes: 0 it can work, 2 something configured cannot.
+    """
     loaded = load_config(config)
     findings = [Finding(part="config", state="ok", text=f"{config} is valid"), *examine(loaded)]
     findings = [replace(item, next=f"klaxon run -c {shlex.quote(config)}") if item.next == "klaxon run" and config != "config.toml" else item for item in findings]

@@ -43,10 +43,14 @@ def init(framework: Annotated[str, typer.Option(help=FRAMEWORK_HELP)] = "",
          json_: Annotated[bool, typer.Option("--json", help="Ask nothing, and answer with one JSON object.")] = False) -> None:
     """Write a config.toml for your framework: asks on a terminal, takes flags otherwise, and says what the engine is.
 
+    \b
     Examples:
       klaxon init
-      klaxon init --framework pipelinerl --rollouts exp/streams/actor/0/0/0.jsonl --engine http://127.0.0.1:8000
-      klaxon init --framework nemo-rl --rollouts logs --temperature 1.0 --receiver slack=C0123 --yes
+      klaxon init --list
+      klaxon init --framework nemo-rl --rollouts logs --temperature 1.0 --receiver slack=C0123
+      klaxon init --framework pipelinerl --rollouts exp/streams/actor/0/0/0.jsonl --engine http://127.0.0.1:8000 --page
+
+    Exit codes: 0 written, 2 it was not (the reason is one line), 130 interrupted; nothing is written then.
     """
     if list_:
         _list(json_)

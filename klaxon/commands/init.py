@@ -197,8 +197,9 @@ def write(out: Path, text: str) -> Path | None:
 def _report(answers: Answers, found: Found, out: Path, backup: Path | None, *, json_: bool) -> None:
     preset = answers.preset
     notes = [*found.advice, *_notes(answers)]
-    after = [f"klaxon check -c {out}", f"klaxon run -c {out}", *(["python -m dashboard.launch"] if answers.page else []),
-             "klaxon status" + (f" --url http://127.0.0.1:{answers.port}" if answers.port != 8765 else "")]
+    url = f"http://127.0.0.1:{answers.port}"
+    after = [f"klaxon check -c {out}", f"klaxon run -c {out}", *(["python -m dashboard.launch" + (f" --api {url}" if answers.port != 8765 else "")] if answers.page else []),
+             "klaxon status" + (f" --url {url}" if answers.port != 8765 else "")]
     if json_:
         typer.echo(json.dumps({"written": str(out), "backup": str(backup) if backup else None, "framework": preset.name if preset else None,
                                "engine": {"url": answers.engine, "state": found.state, "text": found.text}, "notes": notes, "next": after}))

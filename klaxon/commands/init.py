@@ -43,10 +43,14 @@ def init(framework: Annotated[str, typer.Option(help=FRAMEWORK_HELP)] = "",
          json_: Annotated[bool, typer.Option("--json", help="Ask nothing, and answer with one JSON object.")] = False) -> None:
     """Write a config.toml for your framework: asks on a terminal, takes flags otherwise, and says what the engine is.
 
+    \b
     Examples:
       klaxon init
-      klaxon init --framework pipelinerl --rollouts exp/streams/actor/0/0/0.jsonl --engine http://127.0.0.1:8000
-      klaxon init --framework nemo-rl --rollouts logs --temperature 1.0 --receiver slack=C0123 --yes
+      klaxon init --list
+      klaxon init --framework nemo-rl --rollouts logs --temperature 1.0 --receiver slack=C0123
+      klaxon init --framework pipelinerl --rollouts exp/streams/actor/0/0/0.jsonl --engine http://127.0.0.1:8000 --page
+
+    Exit codes: 0 written, 2 it was not (the reason is one line), 130 interrupted; nothing is written then.
     """
     if list_:
         _list(json_)
@@ -193,8 +197,9 @@ def write(out: Path, text: str) -> Path | None:
 def _report(answers: Answers, found: Found, out: Path, backup: Path | None, *, json_: bool) -> None:
     preset = answers.preset
     notes = [*found.advice, *_notes(answers)]
-    after = [f"klaxon check -c {out}", f"klaxon run -c {out}", *(["python -m dashboard.launch"] if answers.page else []),
-             "klaxon status" + (f" --url http://127.0.0.1:{answers.port}" if answers.port != 8765 else "")]
+    url = f"http://127.0.0.1:{answers.port}"
+    after = [f"klaxon check -c {out}", f"klaxon run -c {out}", *(["python -m dashboard.launch" + (f" --api {url}" if answers.port != 8765 else "")] if answers.page else []),
+             "klaxon status" + (f" --url {url}" if answers.port != 8765 else "")]
     if json_:
         typer.echo(json.dumps({"written": str(out), "backup": str(backup) if backup else None, "framework": preset.name if preset else None,
                                "engine": {"url": answers.engine, "state": found.state, "text": found.text}, "notes": notes, "next": after}))

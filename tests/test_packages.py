@@ -174,13 +174,13 @@ def test_the_daemon_and_the_page_of_the_base_install_run_and_are_asked(base, tmp
     with (subprocess.Popen([base.klaxon, "run", "-c", config], env=uv_environment(), cwd=tmp_path) as daemon,
           subprocess.Popen([base.folder / "bin" / "klaxon-dashboard", "--api", url, "--port", str(page)], env=uv_environment(), cwd=tmp_path) as dashboard):
         try:
-            wait(lambda: get(url, "/healthz")["ok"], seconds=120)
+            wait(lambda: get(url, "/healthz")["ok"], seconds=300)
             assert post(url, {**ROLLOUT, "request_id": "r"}).json()["accepted"] == 1
             wait(lambda: get(url, "/v1/status")["counts"].get("scored") == 1)
             found = run(base.klaxon, "status", "--url", url, "--json")
             assert found.returncode == 0 and json.loads(found.stdout)["run"] == "clean", found.stderr
             assert run(base.python, "-m", "klaxon.healthy", config).returncode == 0
-            wait(lambda: httpx.get(f"http://127.0.0.1:{page}/_stcore/health", trust_env=False).text == "ok", seconds=120)
+            wait(lambda: httpx.get(f"http://127.0.0.1:{page}/_stcore/health", trust_env=False).text == "ok", seconds=300)
             shown = done(base.python, "-W", "ignore", "-c", PAGE, url)
             assert "clean" in shown and "exceptions 0" in shown
         finally:

@@ -30,7 +30,7 @@ COMMANDS = {
 """Name → module; the module holds a function of the command's name, _ for - (its docstring is the help), or a group of commands."""
 
 EXTRAS = {"torch": "scorer", "transformers": "scorer", "safetensors": "scorer", "msgspec": "sources", "redis": "sources", "wandb": "wandb",
-          "tensorboard": "tensorboard", "apprise": "apprise", "gguf": "demo", "accelerate": "demo"}
+          "tensorboard": "tensorboard", "tokenizers": "scorer", "apprise": "apprise", "gguf": "demo", "accelerate": "demo"}
 """Package that the base install is without → the extra of klaxon-rl that brings it."""
 
 HELP = """Klaxon watches a live LLM RL run and says when the rollout engine's logprobs stop meaning what the trainer

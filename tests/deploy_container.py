@@ -6,7 +6,6 @@ neither a mount nor a process. Storage lies in .cache/deploy and is emptied befo
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import fcntl
 import json
@@ -14,11 +13,11 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pip_settings import pip_settings
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache" / "deploy"
@@ -136,11 +135,7 @@ def debian_root(made: Builder) -> Path:
 
 def pip_arguments(folder: Path) -> list[str]:
     """How a build gets at the package registry this machine's pip uses: its settings as secrets, its local folders as volumes."""
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
-    settings: dict[str, str] = {}
-    for line in listed.splitlines():  # the later scope wins, as in pip
-        name, _, value = line.partition("=")
-        settings[name.rpartition(".")[2]] = ast.literal_eval(value)
+    settings = pip_settings()
     cert = settings.pop("cert", None)
     conf = folder / "pip.conf"
     conf.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()), encoding="utf-8")

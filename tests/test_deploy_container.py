@@ -130,7 +130,7 @@ def test_the_daemon_runs_sealed_is_healthy_and_stores_what_it_took_before_sigter
     config = made.image("klaxon-collector")
     health = config["Healthcheck"]["Test"][1:]
     with running(made, "klaxon-collector", place, *config["Entrypoint"], *config["Cmd"], log=tmp_path / "log") as process:
-        wait(lambda: get(place.url, "/healthz")["ok"], seconds=120)
+        wait(lambda: get(place.url, "/healthz")["ok"], seconds=300)
         daemon = descendant(process, "run", "/etc/klaxon/config.toml")
         status = Path(f"/proc/{daemon}/status").read_text()
         assert f"Uid:\t{USER}\t{USER}" in status and "CapEff:\t0000000000000000" in status and "NoNewPrivs:\t1" in status
@@ -150,8 +150,8 @@ def test_the_page_is_served_out_of_a_sealed_container(made, tmp_path, browser): 
     place, port = Place(tmp_path, batch_seconds=1.0), free_port()
     with (running(made, "klaxon-collector", place, "klaxon", "run", "--config", "/etc/klaxon/config.toml", log=tmp_path / "daemon.log"),
           running(made, "klaxon-collector", place, "klaxon-dashboard", "--api", place.url, "--port", str(port), log=tmp_path / "page.log")):
-        wait(lambda: get(place.url, "/healthz")["ok"], seconds=120)
-        wait(lambda: get(f"http://127.0.0.1:{port}", "/_stcore/host-config"), seconds=120)
+        wait(lambda: get(place.url, "/healthz")["ok"], seconds=300)
+        wait(lambda: get(f"http://127.0.0.1:{port}", "/_stcore/host-config"), seconds=300)
         page = visit(browser, f"http://127.0.0.1:{port}")
         page.get_by_text("boxed").first.wait_for(timeout=PATIENCE_MS)
         page.screenshot(path=tmp_path / "page.png")
@@ -164,7 +164,7 @@ def test_a_test_that_is_killed_leaves_no_process_and_no_mount(made, tmp_path):
         argv = made.sealed(container, "sleep", "61.75", volumes=place.volumes)
         code = f"import subprocess\nsubprocess.run({argv!r})"
         test = subprocess.Popen([sys.executable, "-c", code], env=made.environment())
-        wait(lambda: any(_argv(int(entry.name))[:2] == ["sleep", "61.75"] for entry in Path("/proc").iterdir() if entry.name.isdigit()))
+        wait(lambda: any((argv := _argv(int(entry.name))) and argv[0].endswith("sleep") and "61.75" in argv for entry in Path("/proc").iterdir() if entry.name.isdigit()), seconds=300)
         test.kill()
         test.wait()
         wait(lambda: not any("61.75" in _argv(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()))

@@ -73,7 +73,7 @@ def complete(line: str) -> list[str]:
     words = line.split(" ")
     code = "import sys; sys.argv = ['klaxon']; from klaxon.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env={
-        **os.environ, "_KLAXON_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)})
+        **os.environ, "_KLAXON_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)})
     return done.stdout.split()
 
 

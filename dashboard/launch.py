@@ -39,7 +39,7 @@ def command(*, port: int = 8501, address: str = "127.0.0.1") -> list[str]:
     options = {
         "server.port": str(port), "server.address": address, "server.headless": "true", "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false", "client.toolbarMode": "minimal", "client.showErrorDetails": "none",
-        "runner.magicEnabled": "false", **_THEME,
+        "runner.magicEnabled": "false", "runner.postScriptGC": "false", **_THEME,
     }
     return [sys.executable, "-m", "streamlit", "run", str(APP), *(f"--{name}={value}" for name, value in options.items())]
 

@@ -23,6 +23,7 @@ COLUMNS = ("row", "at", "value", "low", "high", "series", "text", "until")
 _TIME_LABEL = ("utcFormat(datum.value, utcseconds(datum.value) ? '%H:%M:%S' : "
                "utchours(datum.value) || utcminutes(datum.value) ? '%H:%M' : '%d %b')")
 LANE_PIXELS = 13
+MOST_DOTS = 200  # of a chart's lines together; more of them only make the lines thicker, and the browser slower
 _LANES = 4  # heights at which neighbouring event labels stand, so that they do not cover each other
 _WHOLE_DECADE = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6"
 _SMALLEST = 1e-7  # a log axis has no zero
@@ -157,8 +158,9 @@ def specification(look: Look) -> dict[str, Any]:
         layer("band").mark_area(opacity=0.22, **line).encode(x=x, y=alt.Y("low:Q", title=look.y_title, scale=scale, axis=axis), y2="high:Q", color=colour),
         layer("limit").mark_rule(strokeWidth=1.6).encode(y=y, color=colour, strokeDash=dash, tooltip=hover[1:3]),
         *_event_layers(layer, x),
-        layer("line").mark_line(strokeWidth=2, point=alt.OverlayMarkDef(filled=True, size=14, opacity=1, strokeDash=[1, 0]), **line).encode(
-            x=x, y=y, color=colour, strokeDash=dash),
+        layer("line").mark_line(strokeWidth=2, **line).encode(x=x, y=y, color=colour, strokeDash=dash),
+        layer("line").transform_joinaggregate(points="count()").transform_filter(f"datum.points <= {MOST_DOTS}")
+        .mark_point(filled=True, size=14, opacity=1).encode(x=x, y=y, color=colour),
         layer("line").mark_point(size=260, opacity=0, filled=True).encode(x=x, y=y, tooltip=hover),
     ]
     spec = alt.layer(*[item for item in layers if item is not None]).properties(height=HEIGHT).to_dict(validate=False)
@@ -172,7 +174,6 @@ def _event_layers(layer: Any, x: alt.X) -> list[alt.Chart]:
     return [
         layer("tick").mark_rule(color=GREY, strokeWidth=1.5).encode(x=x, y=alt.value(alt.expr("height - 9")), y2=alt.value("height"), tooltip=hover),
         layer("rule").mark_rule(strokeWidth=1.5, strokeDash=[2, 3]).encode(x=x, color=colour, tooltip=hover),
-        # one layer for labels on either side and in every lane: each layer costs the browser some 10 ms a chart
         layer("rule").mark_text(align=alt.expr("datum.value ? 'right' : 'left'"), dx=alt.expr("datum.value ? -4 : 4"), dy=alt.expr(f"{LANE_PIXELS} * datum.low"),
                                 fontSize=11, fontWeight=600).encode(x=x, y=alt.value(8), text="series:N", color=colour),
     ]

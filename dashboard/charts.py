@@ -23,6 +23,7 @@ COLUMNS = ("row", "at", "value", "low", "high", "series", "text", "until")
 _TIME_LABEL = ("utcFormat(datum.value, utcseconds(datum.value) ? '%H:%M:%S' : "
                "utchours(datum.value) || utcminutes(datum.value) ? '%H:%M' : '%d %b')")
 LANE_PIXELS = 13
+MOST_TICKS = 100
 MOST_DOTS = 200  # of a chart's lines together; more of them only make the lines thicker, and the browser slower
 _LANES = 4  # heights at which neighbouring event labels stand, so that they do not cover each other
 _WHOLE_DECADE = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6"
@@ -223,9 +224,18 @@ def _metric_line(shot: Snapshot, what: str, label: str) -> list[dict[str, Any]]:
 
 def _events(shot: Snapshot) -> list[dict[str, Any]]:
     inside = [event for event in shot.events if event["at"] >= shot.start]
-    ticks = [{"row": "tick", "at": 1000 * event["at"], "series": event["kind"], "text": event["text"]}
-             for event in inside if event["kind"] in TICKS]
-    return _rules([event for event in inside if event["kind"] in RULES], shot.start, shot.end) + ticks
+    return _rules([event for event in inside if event["kind"] in RULES], shot.start, shot.end) + _ticks(inside, shot.start, shot.end)
+
+
+def _ticks(events: Sequence[dict[str, Any]], start: float, end: float) -> list[dict[str, Any]]:
+    """At most MOST_TICKS marks at the foot of a chart, so that a month's weight updates stay marks; one that stands for several says so."""
+    width = max(end - start, 1e-3) / MOST_TICKS
+    places: dict[int, list[dict[str, Any]]] = {}
+    for event in events:
+        if event["kind"] in TICKS:
+            places.setdefault(min(int((event["at"] - start) / width), MOST_TICKS - 1), []).append(event)
+    return [{"row": "tick", "at": 1000 * group[0]["at"], "series": group[0]["kind"],
+             "text": group[0]["text"] + (f" · and {len(group) - 1} more" if len(group) > 1 else "")} for group in places.values()]
 
 
 def _rules(events: Sequence[dict[str, Any]], start: float, end: float) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def command(*, port: int = 8501, address: str = "127.0.0.1") -> list[str]:
         "browser.gatherUsageStats": "false", "client.toolbarMode": "minimal", "client.showErrorDetails": "none",
         "runner.magicEnabled": "false", "runner.postScriptGC": "false", **_THEME,
     }
-    return [sys.executable, "-m", "streamlit", "run", str(APP), *(f"--{name}={value}" for name, value in options.items())]
+    return [sys.executable, "-m", "dashboard.warm", "run", str(APP), *(f"--{name}={value}" for name, value in options.items())]
 
 
 def main() -> None:

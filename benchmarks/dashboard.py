@@ -10,6 +10,7 @@ first paint   the browser's own first-contentful-paint, seconds since the naviga
 first chart   the first drawn canvas of a chart, seconds since the navigation began; "-" where the page has none
 script        from the browser's first question to Streamlit's word that the page is finished, seconds
 refresh       from a fragment's question to Streamlit's word that its answer is complete, seconds
+CPU           seconds a load, until two seconds after it is finished: daemon and Streamlit + the browser's drawing process
 kB            over the page's socket, and of every request that is no static file, until two seconds after the page is finished
 
 and the same for an almost empty Streamlit page with one chart. Then the daemon's memory at most, and CPU seconds of daemon and Streamlit
@@ -24,6 +25,7 @@ import json
 import os
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -140,11 +142,15 @@ def look(folder: Path, *, given: argparse.Namespace, tell: Callable[[str], None]
         browser = playwright.chromium.launch(executable_path=given.chromium)
         context = browser.new_context(viewport={"width": 1440, "height": 900})
         context.add_init_script(WATCH)
-        with started(bare_argv, bare, folder / "bare.log"):
-            found: dict[str, Any] = {"load_average": os.getloadavg(), "pages": {"(empty)": _page(context, bare, given, tell, "(empty)", idle=0.0)}}
+
+        def cpu() -> float:
+            return cpu_seconds(served, shown)
+
+        with started(bare_argv, bare, folder / "bare.log") as plain:
+            found: dict[str, Any] = {"load_average": os.getloadavg(), "pages": {"(empty)": _page(context, bare, given, tell, "(empty)", idle=0.0, cpu=lambda: cpu_seconds(plain))}}
         for name in given.pages or page_names():
-            found["pages"][name] = _page(context, f"{base}/{name}?window={given.window}", given, tell, name, idle=given.idle)
-        found["viewers"] = {viewers: _viewers(context, f"{base}/now?window={given.window}", viewers, given.minute, lambda: cpu_seconds(served, shown))
+            found["pages"][name] = _page(context, f"{base}/{name}?window={given.window}", given, tell, name, idle=given.idle, cpu=cpu)
+        found["viewers"] = {viewers: _viewers(context, f"{base}/now?window={given.window}", viewers, given.minute, cpu)
                             for viewers in given.viewers}
         found["idle_daemon"] = _viewers(context, "", 0, given.minute, lambda: cpu_seconds(served))
         for viewers, seconds in found["viewers"].items():
@@ -155,15 +161,20 @@ def look(folder: Path, *, given: argparse.Namespace, tell: Callable[[str], None]
         return found
 
 
-def _page(context: Any, url: str, given: argparse.Namespace, tell: Callable[[str], None], name: str, *, idle: float) -> dict[str, Any]:
+def _page(context: Any, url: str, given: argparse.Namespace, tell: Callable[[str], None], name: str, *, idle: float,
+          cpu: Callable[[], float]) -> dict[str, Any]:
     """One page: a load to warm up, then given.loads of them; the last one is watched for `idle` seconds."""
     warm = watch(context, url, idle_seconds=0.0)
-    loads: list[Load] = [watch(context, url, idle_seconds=idle if number == given.loads - 1 else 0.0) for number in range(given.loads)]
+    before = cpu()
+    loads: list[Load] = [watch(context, url, idle_seconds=0.0) for _ in range(given.loads)]
+    servers = (cpu() - before) / given.loads
+    loads += [watch(context, url, idle_seconds=idle)] if idle else []
     refreshes = [seconds for one in loads for seconds in one.refreshes]
     row = {"first_visit_paint": warm.paint, "first_visit_script": warm.script, "paint": quantiles([one.paint for one in loads]),
            "chart": quantiles([one.chart for one in loads if one.chart is not None]), "script": quantiles([one.script for one in loads]),
-           "refresh": quantiles(refreshes), "refreshes": len(refreshes), "kilobytes": max(one.size for one in loads) / 1e3}
-    tell(f"{name:9} " + "  ".join(f"{what} {_pair(row[what])}" for what in ("paint", "chart", "script", "refresh")) + f"  {row['kilobytes']:.0f} kB")
+           "refresh": quantiles(refreshes), "refreshes": len(refreshes), "server_cpu": servers, "renderer_cpu": statistics.median(one.renderer_cpu for one in loads),
+           "kilobytes": max(one.size for one in loads) / 1e3}
+    tell(f"{name:9} " + "  ".join(f"{what} {_pair(row[what])}" for what in ("paint", "chart", "script", "refresh")) + f"  CPU {servers:.2f} + {row['renderer_cpu']:.2f}  {row['kilobytes']:.0f} kB")
     return row
 
 

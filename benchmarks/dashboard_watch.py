@@ -32,6 +32,7 @@ class Load:
     chart: float | None = None
     script: float = 0.0
     size: int = 0
+    renderer_cpu: float = 0.0  # of the browser's own drawing process, until the page has settled
     refreshes: list[float] = field(default_factory=list)
 
 
@@ -79,6 +80,7 @@ def _finished(data: bytes) -> bool:
 
 def watch(context: Any, url: str, *, idle_seconds: float) -> Load:
     """Open a page, wait until it is finished and drawn, then watch its live refreshes for a while."""
+    drawn_before = _renderer_cpu(context)
     page = context.new_page()
     session, wire = context.new_cdp_session(page), _Wire()
     wire.listen(session)
@@ -89,11 +91,21 @@ def watch(context: Any, url: str, *, idle_seconds: float) -> Load:
             raise RuntimeError(f"{url}: not finished after {PATIENCE_SECONDS:g} s")
         page.wait_for_timeout(20)
     page.wait_for_timeout(SETTLED_SECONDS * 1000)
-    size, first = wire.size, len(wire.answered)
+    size, first, drawn = wire.size, len(wire.answered), _renderer_cpu(context) - drawn_before
     page.wait_for_timeout(idle_seconds * 1000)
     found = page.evaluate("() => [window.__paint, window.__chart]")
     page.close()
-    return Load(paint=found[0] / 1000, chart=None if found[1] is None else found[1] / 1000, script=wire.answered[0], size=size, refreshes=wire.answered[first:])
+    return Load(paint=found[0] / 1000, chart=None if found[1] is None else found[1] / 1000, script=wire.answered[0], size=size, renderer_cpu=drawn,
+                refreshes=wire.answered[first:])
+
+
+def _renderer_cpu(context: Any) -> float:
+    """CPU seconds of all living drawing processes."""
+    session = context.browser.new_browser_cdp_session()
+    try:
+        return sum(one["cpuTime"] for one in session.send("SystemInfo.getProcessInfo")["processInfo"] if one["type"] == "renderer")
+    finally:
+        session.detach()
 
 
 def quantiles(values: Sequence[float]) -> tuple[float, float] | None:

@@ -61,12 +61,12 @@ def command(*, port: int = 8501, address: str = "127.0.0.1", page_url: str = "",
     options = {
         "server.port": str(port), "server.address": address, "server.headless": "true", "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false", "client.toolbarMode": "minimal", "client.showErrorDetails": "none",
-        "runner.magicEnabled": "false", **_THEME,
+        "runner.magicEnabled": "false", "runner.postScriptGC": "false", **_THEME,
     }
     if page_url:
         options["server.corsAllowedOrigins"] = page_url
     script = APP.with_name("signed_page.py") if signed else APP
-    return [sys.executable, "-m", "streamlit", "run", str(script), *(f"--{name}={value}" for name, value in options.items())]
+    return [sys.executable, "-m", "dashboard.warm", "run", str(script), *(f"--{name}={value}" for name, value in options.items())]
 
 
 def start(*, apis: Sequence[str] = (), daemons_file: Path | None = None, sign_in: Path | None = None, address: str = "127.0.0.1", port: int = 8501) -> NoReturn:

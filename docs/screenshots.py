@@ -19,7 +19,12 @@ from playwright.sync_api import Page, sync_playwright
 OUT = Path(__file__).parent / "screenshots"
 SIZES = ((1440, 900), (390, 844))
 THEMES = ("light", "dark")
-TALLEST = 6000
+TALLEST = 8000
+STILL_ROUNDS = 5  # seconds
+SIGNATURE = """() => ({height: document.querySelector('[data-testid=stMain]').scrollHeight,
+    elements: document.querySelectorAll('[data-testid=stMain] [data-testid=stElementContainer]').length,
+    drawn: document.querySelectorAll('[data-testid=stVegaLiteChart] :is(canvas, svg)').length,
+    waiting: document.querySelectorAll('[data-testid=stSkeleton]').length})"""
 DRAWN = "[data-testid=stVegaLiteChart], [data-testid=stAlert]"
 
 
@@ -35,14 +40,24 @@ def until_answers(url: str, process: subprocess.Popen, *, seconds: float = 120.0
     sys.exit(f"nothing answers at {url}")
 
 
+def settle(page: Page, *, seconds: float = 90.0) -> None:
+    """Wait until nothing has been added for a while and no chart is still to be drawn; a page that never rests is taken as it is."""
+    before, quiet, deadline = None, 0, time.monotonic() + seconds
+    while quiet < STILL_ROUNDS and time.monotonic() < deadline:
+        page.wait_for_timeout(1000)
+        now = page.evaluate(SIGNATURE)
+        quiet = quiet + 1 if now == before and not now["waiting"] else 0
+        before = now
+
+
 def picture(page: Page, url: str, path: Path, *, width: int, height: int) -> None:
     """One whole page."""
     page.goto(url)
     page.wait_for_selector(DRAWN, timeout=120_000)
-    page.wait_for_timeout(4000)  # the last chart, and the fonts
+    settle(page)
     tall = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
     page.set_viewport_size({"width": width, "height": min(int(tall) + 40, TALLEST)})
-    page.wait_for_timeout(2000)
+    settle(page)
     page.screenshot(path=path)
     page.set_viewport_size({"width": width, "height": height})
 

@@ -39,7 +39,7 @@ def small() -> dict[str, Any]:
     """One replica over time with its band of two standard errors; grey: all replicas together. Rows `frame` give all the same axes."""
     x = {"field": "at", **_TIME, "axis": {**_TIME["axis"], "tickCount": 3}}
     y = {"field": "value", "type": "quantitative", "title": "mean |d|, nats", "scale": {"zero": True, "nice": True}, "axis": {"tickCount": 3, "format": ".2~g", "titlePadding": 4}}
-    return {"height": 118, "layer": [
+    return {"height": 170, "layer": [
         {"transform": _only("frame"), "mark": {"type": "point", "opacity": 0, "tooltip": None}, "encoding": {"x": x, "y": y}},
         {"transform": _only("own"), "mark": {"type": "area", "opacity": 0.2, "color": BLUE},
          "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}}},

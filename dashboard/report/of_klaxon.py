@@ -81,8 +81,10 @@ def promise(found: Gathered) -> Section:
     """Promised against realised false alarms, and every kind of bet."""
     status = found.status
     honesty = status.get("honesty") or {}
-    said = klaxon_words.budget(honesty, batch_seconds=float(status.get("batch_seconds") or 0), promise=str(status.get("budget") or "no stated budget"))
-    parts: list[Part] = [Words(lines=[str(status["promise_text"])] if status.get("promise_text") else [said] if honesty.get("batches") else ["No batch has been judged."])]
+    promised = str(status.get("budget") or "no stated budget")
+    said = klaxon_words.budget(honesty, batch_seconds=float(status.get("batch_seconds") or 0), promise=promised)
+    unjudged = f"Promised: at most {promised}. No batch has been judged, so there is nothing to hold against it."
+    parts: list[Part] = [Words(lines=[str(status.get("promise_text") or (said if honesty.get("batches") else unjudged))])]
     means: list[list[Cell]] = [[name, number(one.get("mean_e")), number(one.get("standard_error")), f"{one.get('batches', 0):,}"] for name, one in (honesty.get("mean_e") or {}).items()]
     if means:
         parts.append(Table(title="Audit of the battery's own bets", about="A healthy run keeps each mean e-value at 1 or below.", columns=("bet", "mean e-value", "standard error", "batches"), rows=means))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def test_the_numbers_are_downloaded_without_a_formula(browser, shown, tmp_path):
     with page.expect_download() as download:
         page.locator(".st-key-csv-tokens button").first.click()
     download.value.save_as(tmp_path / "tokens.csv")
-    rows = list(csv.DictReader((tmp_path / "tokens.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "tokens.csv").read_text(encoding="utf-8"), newline="")))
     assert len(rows) == 260 and float(rows[100]["d_nats"]) == pytest.approx(float(rows[100]["trainer_logprob_nats"]) - float(rows[100]["engine_logprob_nats"]), abs=1e-5)
     texts = [row["text"] for row in rows]
     assert "'=HYPERLINK(\"http://evil.example\")" in texts and "'@SUM(A1:A9)" in texts and not [text for text in texts if text.lstrip()[:1] in ("=", "+", "-", "@") and text.strip()]

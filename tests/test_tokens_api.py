@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,11 +14,12 @@ import streamlit as st
 from fastapi.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
+from alerts_served import served_daemon
 from collector.store import Store
 from dashboard_served import BATCHES, FAULT_AT
 from klaxon.sealed import copied, open_alerts, sealed_api
 from test_dashboard_pages import charts, text
-from tokens_served import ATTACKS, token_run
+from tokens_served import ATTACKS, rollout, token_run
 
 PAGE = Path(__file__).parent.parent / "dashboard" / "pages" / "tokens.py"
 
@@ -146,3 +149,18 @@ def test_text_whose_time_is_over_is_said_and_the_numbers_stay(tmp_path, monkeypa
             cursor.execute("DELETE FROM token_words").fetchall()
         app = page(served.url, monkeypatch)
         assert not app.exception and "is older than 72 hours" in text(app) and charts(app) == 2
+
+
+def test_the_daemon_itself_keeps_the_tokens_of_what_its_taps_and_trainer_tell(tmp_path):
+    with served_daemon(tmp_path, daemon={"batch_seconds": 10.0, "watermark_seconds": 1.0}) as served:
+        daemon, now = served.daemon, time.time()
+        for i in range(8):
+            one, score = rollout(0, i, at=now, off=0.1 * i)
+            daemon.inbox.offer(replace(one, weight_versions=(), trainer_logprobs_T=score.views["expected"]))
+        assert daemon.worker.step() and rows(served.url, kind="all") == [], "a batch is open until its watermark has passed"
+        daemon.watch.tick(now + 30)
+        found = rows(served.url)
+        assert [row["request"] for row in found] == [daemon.store.request_hash(f"cmpl-0-{i}") for i in (7, 6, 5)] and {row["source"] for row in found} == {"trainer"}
+        assert len(rows(served.url, kind="ordinary")) == 1
+        assert httpx.get(f"{served.url}/v1/tokens/{found[0]['request']}", trust_env=False).json()["words"]["kind"] is None
+        assert daemon.store.query("SELECT count(*) FROM token_words") == [(0,)], "by default neither ids nor text"

@@ -58,7 +58,7 @@ def _choose(known: list[dict[str, Any]], chosen: str | None) -> None:
         return
     st.session_state["incident-choice"] = chosen if chosen in names else None
     st.selectbox("Incident", list(names), format_func=names.__getitem__, key="incident-choice", placeholder="Choose an incident",
-                 on_change=lambda: place.go(incident=st.session_state["incident-choice"]), label_visibility="collapsed")
+                 on_change=lambda: place.later(incident=st.session_state["incident-choice"]), label_visibility="collapsed")
 
 
 @st.fragment(run_every=REFRESH_SECONDS)

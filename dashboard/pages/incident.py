@@ -37,12 +37,16 @@ def _dossier(base: str, incident: str) -> Dossier:
 
 
 def _known() -> tuple[list[dict[str, Any]], Trouble | None]:
-    """The incidents there are, and what keeps us from knowing."""
+    """The incidents there are, or those there were last and what keeps us from knowing."""
+    before = st.session_state.get("last-listing", [])
     try:
         found = _listing(api_url())
-        return (found, None) if isinstance(found, list) and all(isinstance(one, dict) and "id" in one for one in found) else ([], UNREADABLE)
     except Disconnected as error:
-        return [], error.trouble
+        return before, error.trouble
+    if not isinstance(found, list) or not all(isinstance(one, dict) and "id" in one for one in found):
+        return before, UNREADABLE
+    st.session_state["last-listing"] = found
+    return found, None
 
 
 def _chosen(known: list[dict[str, Any]]) -> str | None:
@@ -136,7 +140,7 @@ def _nothing(problem: Trouble | None) -> None:
 def _wait() -> None:
     """Until there is an incident."""
     known, problem = _known()
-    if known:
+    if known and not problem:
         st.rerun()
     _nothing(problem)
 

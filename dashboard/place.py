@@ -20,12 +20,14 @@ _SHOWN = {"5m": "5 min", "30m": "30 min", "3h": "3 h", "24h": "24 h", "all": "Al
 DEFAULT_WINDOW = "30m"
 KEYS = ("run", "incident", "window", "slice", "rollout")
 LONGEST = 512  # characters of one value; the rest of a longer one is no place of ours
-_WIDGET, _PAGES = "place-window", "place-pages"
+_WIDGET, _PAGES, _NEXT = "place-window", "place-pages", "place-next"
 
 
 def enter(pages: Mapping[str, Any]) -> None:
-    """Called once a run, before the page. `pages`: file name without its ending → st.Page, for links."""
+    """Called once a run, before anything else. `pages`: file name without its ending → st.Page, for links."""
     st.session_state[_PAGES] = dict(pages)
+    if (changes := st.session_state.pop(_NEXT, None)) is not None:
+        go(**changes)
 
 
 def navigation(titles: Mapping[str, tuple[str, str]], page: str) -> None:
@@ -87,10 +89,10 @@ def go(**changes: Any) -> None:
             del st.query_params[key]
 
 
-def leave(*, run: str) -> None:
-    """Go to another run: the page and the window stay, everything else in the address belongs to the old one."""
-    stay = {"run": run, **({"window": window()} if window() != DEFAULT_WINDOW else {})}
-    st.query_params.from_dict(stay)
+def later(**changes: Any) -> None:
+    """`go`, for a widget's callback: what a callback writes to the address itself reaches the browser one run late. Within a fragment,
+    end with st.rerun()."""
+    st.session_state[_NEXT] = changes
 
 
 def link(page: str, label: str, *, icon: str | None = None, help: str | None = None, **changes: Any) -> None:
@@ -121,4 +123,4 @@ def _written(changes: Mapping[str, Any]) -> dict[str, str | list[str]]:
 
 
 def _choose_window() -> None:
-    go(window=st.session_state[_WIDGET])
+    later(window=st.session_state[_WIDGET])

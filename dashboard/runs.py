@@ -68,7 +68,7 @@ def _list() -> None:
 
 def _choose() -> None:
     """Another run: the page and the time range stay, an incident or a slice of the old run does not."""
-    place.leave(run=st.session_state[_CHOICE])
+    place.later(**{**dict.fromkeys(place.KEYS), "run": st.session_state[_CHOICE], "window": place.window()})
     st.session_state[_CHOSEN] = True
 
 

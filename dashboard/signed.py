@@ -91,9 +91,10 @@ def _corner() -> None:
         st.rerun()
     if found.role is None:
         st.rerun()
-    st.caption(f":material/person: **{plain(found.name)}**, {ROLE_WORDS[found.role]}")
-    if _is_oidc():
-        st.button("Sign out", icon=":material/logout:", type="tertiary", on_click=st.logout)
+    with st.container(key="person", gap=None):
+        st.caption(f":material/person: **{plain(found.name)}**, {ROLE_WORDS[found.role]}")
+        if _is_oidc():
+            st.button("Sign out", icon=":material/logout:", type="tertiary", on_click=st.logout)
 
 
 def _is_oidc() -> bool:

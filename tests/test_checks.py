@@ -18,7 +18,6 @@ from klaxon.checks.rollouts import rollouts
 from klaxon.checks.scorer import available_bytes, fits, shadow, weights
 from klaxon.checks.settings import daemon, metrics
 from klaxon.cli import app
-from klaxon.config import parse_config
 from test_checks_engine import config_of, serving
 from test_command_daemon import free_port
 

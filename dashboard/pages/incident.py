@@ -37,12 +37,16 @@ def _dossier(base: str, incident: str) -> Dossier:
 
 
 def _known() -> tuple[list[dict[str, Any]], Trouble | None]:
-    """The incidents there are, and what keeps us from knowing."""
+    """The incidents there are, or those there were last and what keeps us from knowing."""
+    before = st.session_state.get("last-listing", [])
     try:
         found = _listing(api_url())
-        return (found, None) if isinstance(found, list) and all(isinstance(one, dict) and "id" in one for one in found) else ([], UNREADABLE)
     except Disconnected as error:
-        return [], error.trouble
+        return before, error.trouble
+    if not isinstance(found, list) or not all(isinstance(one, dict) and "id" in one for one in found):
+        return before, UNREADABLE
+    st.session_state["last-listing"] = found
+    return found, None
 
 
 def _chosen(known: list[dict[str, Any]]) -> str | None:
@@ -58,7 +62,7 @@ def _choose(known: list[dict[str, Any]], chosen: str | None) -> None:
         return
     st.session_state["incident-choice"] = chosen if chosen in names else None
     st.selectbox("Incident", list(names), format_func=names.__getitem__, key="incident-choice", placeholder="Choose an incident",
-                 on_change=lambda: place.go(incident=st.session_state["incident-choice"]), label_visibility="collapsed")
+                 on_change=lambda: place.later(incident=st.session_state["incident-choice"]), label_visibility="collapsed")
 
 
 @st.fragment(run_every=REFRESH_SECONDS)
@@ -137,7 +141,7 @@ def _nothing(problem: Trouble | None) -> None:
 def _wait() -> None:
     """Until there is an incident."""
     known, problem = _known()
-    if known:
+    if known and not problem:
         st.rerun()
     _nothing(problem)
 

@@ -8,11 +8,16 @@ from typing import Any
 from klaxon.doctor.link import Link, ago, some, span
 
 SKEW_SECONDS = 5.0
-QUIET_SECONDS = 60.0
+QUIET_SECONDS, BEAT_SECONDS = 60.0, 5.0
 VERSIONS = ("version", "vllm_version")
 TOKEN_TIP = "in the engine's environment: export KLAXON_TOKEN=…   # the daemon's, or KLAXON_TOKEN_FILE"
 TAP_TIP = "in the engine's environment: echo $KLAXON_URL $KLAXON_TAP $KLAXON_KILL_FILE; pip show klaxon-tap"
 FORCE_TIP = "start the engine with KLAXON_FORCE_LOGPROBS=1, or let the trainer's client ask for logprobs"
+
+
+def patience(health: Mapping[str, Any]) -> float:
+    """How long nothing may come before it counts as a fault, seconds: a minute, less where batches are short."""
+    return min(QUIET_SECONDS, BEAT_SECONDS + 3 * float(health["watch"]["batch_seconds"]))
 
 
 def engine(health: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Iterator[Link]:
@@ -73,7 +78,7 @@ def _unheard(health: Mapping[str, Any], status: Mapping[str, Any]) -> Link:
         said = "a wrong token" if refused["token"] else "no token"
         return Link(name="tap", state="broken", since=refused["at"], next=TOKEN_TIP, counts={"unauthorised": status["counts"].get("unauthorised", 0)},
                     text=f"somebody at {some(refused['sender'])} posts with {said} and is refused (last {ago(now, refused['at'])}): the tap must carry the daemon's token")
-    waiting = now - started < QUIET_SECONDS
+    waiting = now - started < patience(health)
     return Link(name="tap", state="wait" if waiting else "broken", since=started, next=TAP_TIP,
                 text=f"no tap has connected since the daemon started {ago(now, started)}: klaxon-tap is not installed beside the engine, KLAXON_URL is not set or names "
                      f"another address than {some(health['socket'])} or this API, or KLAXON_TAP=off")
@@ -120,7 +125,7 @@ def _flow(health: Mapping[str, Any], counts: Mapping[str, int], told: Sequence[M
     names = ", ".join(dict.fromkeys(f"{some(one['source'], 20)} {some(one['engine'], 80)}" for one in told if one["alive"]))
     names = names or ", ".join(some(file["path"], 80) for file in health["sources"]["files"])
     figures = {name: counts[name] for name in ("seen", "refused", "without_logprobs", "aborted") if counts.get(name)}
-    if last is not None and now - last <= max(QUIET_SECONDS, 3 * health["watch"]["batch_seconds"]):
+    if last is not None and now - last <= max(patience(health), 3 * health["watch"]["batch_seconds"]):
         return Link(name="tap", state="ok", text=f"{names}: last rollout {ago(now, last)}", since=last, counts=figures)
     if counts.get("without_logprobs"):
         return Link(name="tap", state="broken", counts=figures, next=FORCE_TIP, since=last or started,
@@ -128,7 +133,7 @@ def _flow(health: Mapping[str, Any], counts: Mapping[str, int], told: Sequence[M
     if counts.get("refused"):
         return Link(name="tap", state="broken", counts=figures, since=last or started, next="klaxon status --json | jq .refusals",
                     text=f"{names} sends, but every line is refused; last rollout {ago(now, last)}")
-    if now - started < QUIET_SECONDS:
+    if now - started < patience(health):
         return Link(name="tap", state="wait", text=f"{names}: no rollout yet, the daemon started {ago(now, started)}", since=started)
     return Link(name="tap", state="broken", counts=figures, since=last or started, next="send one request with logprobs=1 to the engine, then: klaxon doctor",
                 text=f"{names} is heard, but no rollout has come {'since the start' if last is None else 'for ' + span(now - last)}: the engine is idle, or its "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 State = Literal["ok", "wait", "warn", "broken", "off", "unknown"]
@@ -25,16 +25,17 @@ class Link:
 
 
 def worst(links: Iterable[Link]) -> list[Link]:
-    """One link a name: of several findings the gravest stays, its text followed by the others' of the same gravity."""
+    """One link a name: of several findings the gravest stays, with what else is wrong behind its text."""
     rank = {state: place for place, state in enumerate(("broken", "warn", "wait", "unknown", "ok", "off"))}
     found: dict[str, Link] = {}
     for link in links:
-        known = found.get(link.name)
-        if known is None or rank[link.state] < rank[known.state]:
-            found[link.name] = link
-        elif link.state == known.state and link.state in ("broken", "warn"):
-            found[link.name] = Link(name=link.name, state=link.state, text=f"{known.text}. {link.text}", since=known.since,
-                                    counts={**known.counts, **link.counts}, next=known.next or link.next)
+        known = found.setdefault(link.name, link)
+        if known is link:
+            continue
+        first, second = (known, link) if rank[known.state] <= rank[link.state] else (link, known)
+        if second.state in ("broken", "warn"):
+            first = replace(first, text=f"{first.text}. Also: {second.text}", counts={**second.counts, **first.counts}, next=first.next or second.next)
+        found[link.name] = first
     return [found[name] for name in ORDER if name in found]
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from collector.errors import InputError, KlaxonError, Unavailable
 from klaxon.checks import examine
+from klaxon.checks.places import folder, socket
+from klaxon.claims import claims_of, held_by_others
 from klaxon.client import get_json
 from klaxon.config import Config
 from klaxon.doctor import down, feed, work
 from klaxon.doctor.link import ORDER, Link, ago, some, worst
 
 EVENTS = 2000  # newest ones looked at
-LOCAL = ("socket", "sidecars")
-"""Parts of `klaxon check` that say something the running daemon cannot see itself."""
 
 
 def walk(config: Config | None, url: str, *, run: str = "klaxon run") -> list[Link]:
@@ -63,14 +63,13 @@ def _running(url: str, status: Mapping[str, Any]) -> Iterator[Link]:
 
 def _local(config: Config, status: Mapping[str, Any]) -> Iterator[Link]:
     """What can be seen only from this machine, beside a daemon that answers."""
-    from klaxon.checks.engine import sidecars
-    from klaxon.checks.places import folder, socket
-
-    kept = dict(status)
-    for item in (folder(config), *socket(config, kept), *sidecars(config, kept)):
+    for item in (folder(config), *socket(config, dict(status))):
         if item.state in ("bad", "warn"):
-            yield Link(name={"state": "state", "socket": "tap", "sidecars": "daemon"}[item.part], state="broken" if item.state == "bad" else "warn",
-                       text=some(item.text, 500), next=item.next)
+            yield Link(name={"state": "state", "socket": "tap"}[item.part], state="broken" if item.state == "bad" else "warn", text=some(item.text, 500), next=item.next)
+    for one in held_by_others(claims_of(config)):
+        if one.get("run") != config.run.name:
+            yield Link(name="daemon", state="warn", next=f"klaxon status --url {some(one.get('api'), 100)}   # stop one of the two",
+                       text=f"{some(one['what'])} is also watched by run {some(one.get('run'), 80)} (pid {some(one.get('pid'), 20)}): every fault is told twice")
 
 
 def _events(url: str) -> list[dict[str, Any]]:

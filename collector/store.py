@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 import secrets
 import shutil
 import threading
@@ -27,7 +25,7 @@ from collector import store_copy, store_retention
 from collector.errors import Unavailable
 from collector.records import BatchStats, Evidence, Rollout, Score, WeightVersion
 from collector.store_config import StoreConfig
-from collector.store_faults import first_line, open_hint
+from collector.store_faults import first_line, open_hint, reopen_without_wal
 from collector.store_migrations import VERSION, migrate
 from collector.store_schema import TABLES, batch_tables, batches_from, ddl, request_hash, rollout_row, to_arrow
 from collector.token_rows import Kept, Words, token_tables
@@ -243,32 +241,11 @@ class Store:
         except duckdb.Error as error:
             if "replaying WAL" not in str(error) or "Could not write" in str(error):
                 raise Unavailable(open_hint(self.path, error)) from None
-            return self._reopen_without_wal(str(error))
+            connection, notice = reopen_without_wal(self.path, self._wal, str(error), settings=self._settings)
+            self.notices.append(notice)
+            return connection
         except OSError as error:
             raise Unavailable(f"{self.path}: cannot make the folder ({error.strerror}); set [store] path") from None
-
-    def _reopen_without_wal(self, reason: str) -> duckdb.DuckDBPyConnection:
-        """The log cannot be replayed: keep it aside, then go on with what stands before the damage."""
-        aside = next(path for number in range(10_000)
-                     if not (path := self.path.with_name(f"{self._wal.name}.broken-{number}")).exists())
-        os.rename(self._wal, aside)
-        found = re.search(r"byte position (\d+)", reason)
-        salvaged = aside.read_bytes()[:int(found.group(1))] if found else b""
-        for content in (salvaged, b""):
-            if content:
-                self._wal.write_bytes(content)
-            try:
-                connection = duckdb.connect(str(self.path), config=self._settings)
-            except duckdb.Error as error:
-                log.warning("%s: still not readable (%s)", self.path, error)
-                self._wal.unlink(missing_ok=True)
-                continue
-            self.notices.append(
-                f"{self.path}: the write-ahead log was damaged ({reason}); it was moved to {aside}. "
-                f"What stood {'before the damage' if content else 'in the file'} is kept; the newest rows may be missing.")
-            log.error(self.notices[-1])
-            return connection
-        raise Unavailable(f"{self.path}: cannot be read, even without its write-ahead log; move it aside and start again")
 
     def _prepare(self) -> str:
         """Create the tables once, or bring an older file's here; returns the key of the request hashes."""

@@ -101,8 +101,8 @@ def glance(status: Mapping[str, Any], incidents: Sequence[Mapping[str, Any]]) ->
     verdict = words.verdict(status, []).state
     states = {str(one.get("state")) for one in incidents}
     state: State = "healthy"
-    if verdict in ("stored", "stale"):
-        state = verdict
+    if verdict == "stored":
+        state = "stored"
     elif "firing" in states or (verdict == "mismatch" and "acknowledged" not in states):
         state = "firing"
     elif "acknowledged" in states:

@@ -1,6 +1,6 @@
 """How the dashboard is started: one command line, with the theme, on loopback, telling nobody.
 
-`python -m dashboard.launch --api http://127.0.0.1:8765 --port 8501`
+`klaxon-dashboard` or `python -m dashboard.launch`, e.g. `klaxon-dashboard --api http://127.0.0.1:8765 --port 8501`
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def command(*, port: int = 8501, address: str = "127.0.0.1") -> list[str]:
 
 def main() -> None:
     """Serve the page in this process."""
-    parser = argparse.ArgumentParser(description="Serve Klaxon's dashboard.")
+    parser = argparse.ArgumentParser(prog="klaxon-dashboard", description="Serve Klaxon's dashboard.", epilog="Example: klaxon-dashboard --api http://127.0.0.1:8765 --port 8501")
     parser.add_argument("--api", default=os.environ.get("KLAXON_API", "http://127.0.0.1:8765"), help="address of the daemon's read API")
     parser.add_argument("--port", type=int, default=8501)
     parser.add_argument("--address", default="127.0.0.1", help="keep it on loopback: the page asks nobody for a password")

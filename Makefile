@@ -68,5 +68,5 @@ programs:
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then echo "not installed, their tests are skipped:$$missing" >&2; exit 0; fi; \
 	echo "installing$$missing for their tests (skipped without)" >&2; export DEBIAN_FRONTEND=noninteractive; \
-	apt-get install -y -qq --no-install-recommends $$missing >/dev/null 2>&1 || { \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } >/dev/null 2>&1 || echo "could not be installed, their tests are skipped:$$missing" >&2
+	for package in $$missing; do apt-get install -y -qq --no-install-recommends $$package >/dev/null 2>&1 || { \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $$package; } >/dev/null 2>&1 || echo "$$package could not be installed, its tests are skipped" >&2; done

@@ -1,6 +1,6 @@
 """How the dashboard is started: one command line, with the theme, on loopback unless people sign in, telling nobody.
 
-`python -m dashboard.launch --api http://127.0.0.1:8765 --port 8501`
+`klaxon dashboard`, or `python -m dashboard.launch --api http://127.0.0.1:8765 --port 8501`
 """
 
 from __future__ import annotations

@@ -17,13 +17,15 @@ def dashboard(api: Annotated[list[str] | None, typer.Option(metavar="[NAME=]URL"
               port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8501) -> None:
     """Serve the page of one or more daemons. Ctrl-C ends it.
 
-    klaxon dashboard
+    Off loopback it starts only with --sign-in; docs/dashboard.md has both files.
 
-    klaxon dashboard --api grpo-7b=http://127.0.0.1:8765 --api sft=http://127.0.0.1:8766
+    \b
+    Examples:
+      klaxon dashboard
+      klaxon dashboard --api grpo-7b=http://127.0.0.1:8765 --api sft=http://127.0.0.1:8766
+      klaxon dashboard --daemons daemons.toml --sign-in sign-in.toml --address 0.0.0.0
 
-    klaxon dashboard --daemons daemons.toml --sign-in sign-in.toml --address 0.0.0.0
-
-    docs/dashboard.md has both files.
+    Exit codes: 2 it cannot start, 130 after Ctrl-C.
     """
     from dashboard.daemons import Unusable
     from dashboard.launch import start

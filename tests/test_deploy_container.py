@@ -149,7 +149,7 @@ def test_the_daemon_runs_sealed_is_healthy_and_stores_what_it_took_before_sigter
 def test_the_page_is_served_out_of_a_sealed_container(made, tmp_path, browser):  # noqa: F811
     place, port = Place(tmp_path, batch_seconds=1.0), free_port()
     with (running(made, "klaxon-collector", place, "klaxon", "run", "--config", "/etc/klaxon/config.toml", log=tmp_path / "daemon.log"),
-          running(made, "klaxon-collector", place, "klaxon-dashboard", "--api", place.url, "--port", str(port), log=tmp_path / "page.log")):
+          running(made, "klaxon-collector", place, "klaxon", "dashboard", "--api", place.url, "--port", str(port), log=tmp_path / "page.log")):
         wait(lambda: get(place.url, "/healthz")["ok"], seconds=300)
         wait(lambda: get(f"http://127.0.0.1:{port}", "/_stcore/host-config"), seconds=300)
         page = visit(browser, f"http://127.0.0.1:{port}")

@@ -172,7 +172,7 @@ def test_the_daemon_and_the_page_of_the_base_install_run_and_are_asked(base, tmp
                                                      "alerts": {"console": False}, "daemon": {"port": port, "batch_seconds": 1.0, "watermark_seconds": 0.2}})
     url = f"http://127.0.0.1:{port}"
     with (subprocess.Popen([base.klaxon, "run", "-c", config], env=uv_environment(), cwd=tmp_path) as daemon,
-          subprocess.Popen([base.folder / "bin" / "klaxon-dashboard", "--api", url, "--port", str(page)], env=uv_environment(), cwd=tmp_path) as dashboard):
+          subprocess.Popen([base.klaxon, "dashboard", "--api", url, "--port", str(page)], env=uv_environment(), cwd=tmp_path) as dashboard):
         try:
             wait(lambda: get(url, "/healthz")["ok"], seconds=300)
             assert post(url, {**ROLLOUT, "request_id": "r"}).json()["accepted"] == 1

@@ -37,7 +37,7 @@ def serve(folder: Annotated[Path, typer.Argument(help="The run's folder ([run] d
         with Store(Path(copy) / STORE) as store:
             alerts = open_alerts(Path(copy), run="")
             typer.echo(f"{folder} ({size / 2**20:.1f} MiB, {'with' if (folder / CONTROL).is_file() else 'without'} incidents) on http://{host}:{port}; the page: "
-                       f"klaxon-dashboard --api http://{host}:{port}", err=True)
+                       f"klaxon dashboard --api http://{host}:{port}", err=True)
             try:
                 uvicorn.run(sealed_api(Path(copy), store, alerts), host=host, port=port, log_level="warning", access_log=False)
             except SystemExit:

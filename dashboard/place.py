@@ -82,11 +82,10 @@ def go(**changes: Any) -> None:
     """Write to the address: `run`, `incident`, `window` and `rollout` as text, `slice` as a mapping; None or nothing takes one out.
 
     Within a fragment, end with st.rerun(): the links around it carry the new address only then."""
-    for key, value in _written(changes).items():
-        if value:
-            st.query_params[key] = value
-        elif key in st.query_params:
-            del st.query_params[key]
+    now = {key: st.query_params.get_all(key) for key in st.query_params}
+    then = {key: value for key, value in {**now, **_written(changes)}.items() if value}
+    if {key: [value] if isinstance(value, str) else value for key, value in then.items()} != now:
+        st.query_params.from_dict(then)  # at once: every single write is a step of the browser's history
 
 
 def later(**changes: Any) -> None:

@@ -122,7 +122,7 @@ class Live:
             if found := [incident for incident in firing if matches(incident)]:
                 return verdict, found[0].title
         left = daemon.watch.builder.seconds_left(now)
-        return not_firing(Progress(tier=self.tier, now=now, last_rollout_at=daemon.worker.last_rollout_at, batch_seconds=daemon.config.daemon.batch_seconds,
+        return not_firing(Progress(now=now, last_rollout_at=daemon.worker.last_rollout_at, batch_seconds=daemon.config.daemon.batch_seconds,
                                    seconds_left=left, taken=daemon.worker.counts, closed=daemon.watch.closed, tap=daemon.config.sources.tap))
 
     def storage(self) -> dict[str, Any]:

@@ -17,7 +17,6 @@ STALE_SECONDS = 60.0
 class Progress:
     """What the daemon knows of its own progress. Times in UTC seconds."""
 
-    tier: int
     now: float
     last_rollout_at: float | None
     batch_seconds: float

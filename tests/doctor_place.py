@@ -139,9 +139,10 @@ import klaxon.checks, klaxon.checks.engine, klaxon.checks.places, klaxon.doctor.
 from klaxon.config import load_config
 from klaxon.doctor.link import first_broken
 config = load_config({str(config)!r})
+klaxon.doctor.walk.walk(config, {url!r})  # so that all is imported that another user may not read
 {prepare}
-found = first_broken(klaxon.doctor.walk.walk(config, {url!r}))
-print(json.dumps(asdict(found) if found else None))
+found = klaxon.doctor.walk.walk(config, {url!r})
+print(json.dumps({{**asdict(first_broken(found)), "links": {{link.name: asdict(link) for link in found}}}}))
 """
     done = subprocess.run([*before, sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -74,6 +74,8 @@ def socket(config: Config, status: dict[str, Any] | None) -> Iterator[Finding]:
 def _socket_problem(path: Path, *, running: bool) -> Finding | None:
     if (length := len(os.fsencode(str(path)))) > LONGEST_SOCKET:
         return Finding(part="socket", state="bad", text=f"{path} is {length} bytes long, a socket's path may have {LONGEST_SOCKET}: set daemon.socket, e.g. /tmp/klaxon.sock")
+    if why := cannot_read(path.parent):
+        return Finding(part="socket", state="bad", text=f"{path} cannot be made or reached: {why}; set daemon.socket", next=f"ls -ld {path.parent}")
     if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
         return Finding(part="socket", state="bad", text=f"{path} is a file, not a socket, and would be deleted: set daemon.socket, or move it", next=f"mv {path} {path}.old")
     existing = next((one for one in (path.parent, *path.absolute().parent.parents) if one.exists()), path.parent)

@@ -28,7 +28,6 @@ def check(config: Annotated[str, typer.Option("--config", "-c", help="The run's 
 
     \b
     Examples:
-      klaxon check
       klaxon check --config runs/grpo-7b.toml --json
 
     Exit codes: 0 it can work, 2 something configured cannot.

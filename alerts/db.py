@@ -14,7 +14,6 @@ from pathlib import Path
 
 from collector.errors import Unavailable
 
-SCHEMA_VERSION = 3
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS incidents (
     id TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, run TEXT NOT NULL, state TEXT NOT NULL, severity TEXT NOT NULL,
@@ -44,6 +43,7 @@ CREATE TABLE IF NOT EXISTS gates (
     receiver TEXT PRIMARY KEY, failures INTEGER NOT NULL, open_until REAL NOT NULL, tokens REAL NOT NULL, filled_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS memories (
     incident_id TEXT NOT NULL, receiver TEXT NOT NULL, memory TEXT NOT NULL, PRIMARY KEY (incident_id, receiver));
+CREATE TABLE IF NOT EXISTS cursors (source TEXT NOT NULL, t INTEGER NOT NULL, state TEXT NOT NULL, PRIMARY KEY (source, t));
 """
 _INDEXES = "CREATE INDEX IF NOT EXISTS ends_owed ON incidents (id) WHERE owed;"  # over columns that a migration adds
 MIGRATIONS = {
@@ -57,8 +57,10 @@ UPDATE incidents SET changed_at = coalesce(resolved_at, opened_at);
 INSERT INTO silences SELECT id, json_object('fingerprint', fingerprint), starts_at, ends_at, starts_at, author, reason FROM mutes;
 DROP TABLE mutes;
 """,
+    4: "",  # only a new table (cursors), which every file gets from _SCHEMA
 }
 """Schema → the statements that bring a file of the schema before it there. All of them in one transaction, or none."""
+SCHEMA_VERSION = max(MIGRATIONS)
 
 
 class Database:

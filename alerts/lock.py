@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from pathlib import Path
 
 from collector.errors import Unavailable
+
+
+LONGEST = 128  # bytes of the lock file
 
 
 class StateLock:
@@ -27,15 +31,39 @@ class StateLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.pread(self._file, 32, 0).decode("ascii", "replace").strip()
+            said = os.pread(self._file, LONGEST, 0).decode("utf-8", "replace")
             os.close(self._file)
-            raise Unavailable(f"{state}: is in use by another process{f' (pid {holder})' if holder.isdigit() else ''}: one daemon a run. "
+            raise Unavailable(f"{state}: is in use by another process{holder_of(said)}: one daemon a run. "
                               "Stop that one, or give this run its own [run] dir in config.toml") from None
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+        os.pwrite(self._file, f"{os.getpid()} {_namespace()} {socket.gethostname()}".encode()[:LONGEST], 0)
 
     def release(self) -> None:
         """Let the next daemon in; the file stays. A second call does nothing."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def holder_of(said: str) -> str:
+    """Who holds a lock, by what the lock file says, as it goes on in a sentence; "" where that is unknown.
+
+    >>> holder_of("12")
+    ' (pid 12)'
+    """
+    pid, _, rest = said.strip().partition(" ")
+    namespace, _, host = rest.partition(" ")
+    if not pid.isdigit():
+        return ""
+    if not namespace or namespace == _namespace():
+        return f" (pid {pid})"
+    shown = "".join(letter for letter in host if letter.isalnum() or letter in "-._")[:64]
+    return f" of another container or machine (there pid {pid}{f', host {shown}' if shown else ''}; from here it may show as pid 0)"
+
+
+def _namespace() -> str:
+    """The PID namespace of this process: a pid means nothing in another."""
+    try:
+        return os.readlink("/proc/self/ns/pid").strip("pid:[]") or "-"
+    except OSError:
+        return "-"

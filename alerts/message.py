@@ -84,16 +84,29 @@ def compose(case: Case, *, reason: str, detail: str, budget_text: str, dashboard
         incident_id=incident.id, fingerprint=incident.fingerprint, run=words.clean(incident.run, limit=80), state=incident.state,
         severity=incident.severity, reason=reason, at=now, title=incident.title, headline=_headline(case, now),
         sections=tuple(part for part in still_needed if part.text), because=_because(drift, detail, budget_text),
-        dashboard_url=incident_url(dashboard_url, incident.id), facts=_facts(case) | ({"chart": [list(point) for point in chart]} if drift.kind == "statistical" and chart else {}))
+        dashboard_url=incident_url(dashboard_url, incident.id, run=incident.run, since=case.since[0], slice_=drift.slice, now=now), facts=_facts(case) | ({"chart": [list(point) for point in chart]} if drift.kind == "statistical" and chart else {}))
 
 
-def incident_url(dashboard_url: str, incident_id: str) -> str:
-    """The incident's page on the dashboard at `dashboard_url`; empty where there is no dashboard.
+WINDOWS = (("30m", 1800.0), ("3h", 10_800.0), ("24h", 86_400.0))
+"""The page's time ranges (dashboard/place.py) a link may name; longer ago is "all"."""
+
+
+def incident_url(dashboard_url: str, incident_id: str, *, run: str = "", since: float | None = None, slice_: Mapping[str, str] | None = None, now: float = 0.0) -> str:
+    """The incident's page on the dashboard at `dashboard_url`, with the run, the slice it was found in, and a time range that began well before
+    the fault did (`since`, UTC seconds) and still shows that when the message is read late; empty where there is no dashboard.
 
     >>> incident_url("http://127.0.0.1:8501/", "inc_3f2a9d6b1c07")
     'http://127.0.0.1:8501/incident?incident=inc_3f2a9d6b1c07'
+    >>> incident_url("http://127.0.0.1:8501", "inc_3f", run="grpo 7b", since=1000.0, slice_={"replica": "http://e1:8000"}, now=3000.0)
+    'http://127.0.0.1:8501/incident?run=grpo%207b&incident=inc_3f&window=3h&slice=replica%3Dhttp%3A%2F%2Fe1%3A8000'
     """
-    return f"{dashboard_url.rstrip('/')}/incident?incident={quote(incident_id, safe='')}" if dashboard_url else ""
+    if not dashboard_url:
+        return ""
+    pairs = [("run", run), ("incident", incident_id)]
+    if since is not None:
+        pairs.append(("window", next((name for name, seconds in WINDOWS if 2 * (now - since) < seconds), "all")))
+    pairs += [("slice", f"{key}={value}") for key, value in (slice_ or {}).items()]
+    return f"{dashboard_url.rstrip('/')}/incident?" + "&".join(f"{key}={quote(words.clean(value, limit=200), safe='')}" for key, value in pairs if value)
 
 
 def effect(drift: Drift, diagnosis: Diagnosis | None) -> tuple[float, str] | None:

@@ -1,123 +1,57 @@
-"""How fast is the dashboard on a month of data? A generated store, served read-only, looked at by headless Chromium.
+"""How fast is the dashboard on a month of data? A live daemon over a generated month, looked at by headless Chromium.
 
-    python benchmarks/dashboard.py make FOLDER [--batches 21600] [--replicas 8]     # once; a month of two-minute batches
-    python benchmarks/dashboard.py look FOLDER [--chromium PATH] [--loads 12] [--json]
+    python benchmarks/dashboard.py [--json] [--folder .cache/dashboard-month] [--chromium PATH] [--loads 12] [--pages now slices]
 
-For every page: seconds from the address to the first chart or message (median, p95), seconds of a live refresh (from the browser's
-question to the last answer), bytes over the page's socket; for the API's process its memory at most; CPU seconds of page and API for a
-viewer's minute, with one viewer and with five. Static files are Streamlit's own and are not counted.
+The month (8 replicas, 21,600 batches, 10^8 token rows rolled up; dashboard_month.py) is made once, in about four minutes and 1 GB; every
+run works on a copy whose end is moved to now. The daemon is `klaxon run`, fed with a rollout every five seconds. For every page of
+dashboard/app.py, with the whole month as its window:
+
+first paint   the browser's own first-contentful-paint, seconds since the navigation began
+first chart   the first drawn canvas of a chart, seconds since the navigation began; "-" where the page has none
+script        from the browser's first question to Streamlit's word that the page is finished, seconds
+refresh       from a fragment's question to Streamlit's word that its answer is complete, seconds
+CPU           seconds a load, until two seconds after it is finished: daemon and Streamlit + the browser's drawing process
+kB            over the page's socket, and of every request that is no static file, until two seconds after the page is finished
+
+and the same for an almost empty Streamlit page with one chart. Then the daemon's memory at most, and CPU seconds of daemon and Streamlit
+(not of the browser) for a viewer's minute, with one viewer and with five. The browser's cache is warm, as on the second visit.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
+import shutil
+import socket
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from dashboard_watch import WATCH, Load, quantiles, watch
 
-PAGES = ("now", "incident", "slices", "training", "engine", "klaxon")
-BATCH_SECONDS = 120.0
-POOL, TOKENS = 48, 193  # sets of slices that batches draw from; tokens a rollout: three rollouts a replica and batch make 10^8 in a month
-DRAWN = "[data-testid=stVegaLiteChart], [data-testid=stAlert]"
+ROOT = Path(__file__).parents[1]
 TICKS = os.sysconf("SC_CLK_TCK")
+EMPTY = '''import pandas as pd, streamlit as st
+st.set_page_config(layout="wide")
+st.title("One chart")
+st.vega_lite_chart(pd.DataFrame({"x": range(240), "y": range(240)}), {"mark": "line", "encoding": {"x": {"field": "x", "type": "quantitative"}, "y": {"field": "y", "type": "quantitative"}}})
+'''
 
 
-def make(folder: Path, *, batches: int, replicas: int) -> None:
-    """Write the store and one incident."""
-    from rich.progress import track
-
-    from alerts.config import AlertsConfig
-    from alerts.service import Alerts
-    from collector.records import BatchStats, Drift, Evidence
-    from collector.store import Store
-
-    folder.mkdir(parents=True, exist_ok=True)
-    rng, pool = np.random.default_rng(5), _pool()
-    began = time.time() - batches * BATCH_SECONDS
-    with Store(folder / "klaxon.duckdb") as store:
-        for t in track(range(store.next_t(), batches), description="batches"):
-            closed, version = began + (t + 1) * BATCH_SECONDS, str(t // 15)
-            slices = [replace(one, replica=f"http://10.0.0.{k}:8000", version=version) for k in range(replicas) for one in pool[int(rng.integers(POOL))]]
-            streams = [Evidence(t=t, stream=f"battery:mean:{k}", weight=0.01, log_sr=float(rng.normal()), gain=0.0, started_at=max(0, t - 5)) for k in range(12)]
-            batch = BatchStats(t=t, opened_at=closed - BATCH_SECONDS, closed_at=closed, slices=slices,
-                               counts={"seen": 3 * replicas, "scored": 3 * replicas, "tokens_seen": 3 * TOKENS * replicas})
-            store.append_batch(batch, streams, ln_m=float(rng.normal()), ln_a=10.0)
-            if t % 15 == 0:
-                store.append_event(closed, "weight_update", f"version {version}", {})
-                store.append_weights(version, seen_at=closed, engine_at=closed + 5)
-                store.append_metrics(t // 15, closed, {"reward": 0.5, "clip_rate": 0.002, "kl": 0.001, "entropy": 1.0, "grad_norm": 1.0})
-    alerts = Alerts(AlertsConfig(), folder / "control.sqlite", run="month", budget_text="1 per 30 days", batch_seconds=BATCH_SECONDS)
-    drift = Drift(kind="statistical", stream="battery:mean:0", statistic=12.0, threshold=10.0, alarm_t=batches - 200, change_t=(batches - 230, batches - 205),
-                  slice={}, text="Evidence of a mismatch")
-    alerts.observe([drift], now=began + (batches - 199) * BATCH_SECONDS)
-    alerts.stop(drain_seconds=0.0)
-
-
-def _pool() -> list[list[Any]]:
-    from collector import signals
-    from collector.records import Rollout, Sampling, Score, WeightSpan
-
-    rng = np.random.default_rng(4)
-    made = []
-    for _ in range(POOL):
-        slices = []
-        for prompt in (200, 2000, 6000):  # one position bucket each
-            engine = -rng.gamma(1.0, 0.5, TOKENS).astype(np.float32)
-            rollout = Rollout(request_id="r", prompt_tokens_P=np.zeros(prompt, dtype=np.int32), completion_tokens_T=np.zeros(TOKENS, dtype=np.int32),
-                              engine_logprobs_T=engine, sampled_mask_T=np.ones(TOKENS, dtype=bool), sampling=Sampling(temperature=1.0), cached_prompt_tokens=0,
-                              weight_versions=(WeightSpan(start=0, end=TOKENS, version="0"),))
-            score = Score(request_id="r", views={"expected": engine + rng.normal(0, 0.02, TOKENS).astype(np.float32)})
-            slices += signals.slice_stats(rollout, score)
-        made.append(slices)
-    return made
-
-
-@dataclass
-class Seen:
-    """What one page cost, a load each."""
-
-    first: list[float] = field(default_factory=list)  # seconds to the first chart or message
-    size: list[int] = field(default_factory=list)  # bytes over the socket until it was drawn
-    refresh: list[float] = field(default_factory=list)  # seconds of a live refresh
-
-
-def load(context: Any, url: str, seen: Seen, *, idle_seconds: float) -> None:
-    """Open a page, wait until it is drawn, then watch its live refreshes for a while."""
-    page = context.new_page()
-    frames: list[tuple[float, str, int]] = []
-
-    def socket(found: Any) -> None:
-        found.on("framesent", lambda data: frames.append((time.monotonic(), "sent", len(data))))
-        found.on("framereceived", lambda data: frames.append((time.monotonic(), "received", len(data))))
-
-    page.on("websocket", socket)
-    began = time.monotonic()
-    page.goto(url, wait_until="commit")
-    page.wait_for_selector(DRAWN, timeout=120_000)
-    seen.first.append(time.monotonic() - began)
-    page.wait_for_timeout(1500)
-    seen.size.append(sum(size for _, kind, size in frames if kind == "received"))
-    quiet = len(frames)
-    page.wait_for_timeout(idle_seconds * 1000)
-    asked: float | None = None
-    last = 0.0
-    for at, kind, _ in frames[quiet:]:
-        if kind == "sent":
-            if asked is not None and last > asked:
-                seen.refresh.append(last - asked)
-            asked = at
-        else:
-            last = at
-    page.close()
+def page_names() -> list[str]:
+    """Every page of dashboard/app.py that has a file, in its order."""
+    tree = ast.parse((ROOT / "dashboard" / "app.py").read_text(encoding="utf-8"))
+    found = next(node.value for node in tree.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PAGES")
+    return [name for name, *_ in ast.literal_eval(found) if (ROOT / "dashboard" / "pages" / f"{name}.py").is_file()]
 
 
 def cpu_seconds(*processes: subprocess.Popen) -> float:
@@ -135,78 +69,163 @@ def peak_bytes(process: subprocess.Popen) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def look(folder: Path, *, chromium: str | None, loads: int, port: int, minute: float, tell: Callable[[str], None]) -> dict[str, Any]:
-    """The figures."""
-    import httpx
-    from playwright.sync_api import sync_playwright
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
-    api, base = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}"
-    served = subprocess.Popen([sys.executable, "-m", "klaxon", "serve", "--read-only", str(folder), "--port", str(port)])
-    shown = subprocess.Popen([sys.executable, "-m", "dashboard.launch", "--api", api, "--port", str(port + 1)], stdout=subprocess.DEVNULL)
-    try:
-        for url, process in ((f"{api}/healthz", served), (base, shown)):
-            while process.poll() is None:
+
+@contextmanager
+def started(argv: list[str], url: str, log: Path) -> Iterator[subprocess.Popen]:
+    """A server that answers at `url`; what it says goes into `log`. Raises RuntimeError where it ends instead."""
+    import httpx
+
+    with log.open("w") as said:
+        process = subprocess.Popen(argv, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tap'}"})
+        try:
+            while True:
+                if process.poll() is not None:
+                    raise RuntimeError(f"{' '.join(argv[:4])} ended:\n{log.read_text()[-2000:]}")
                 try:
-                    httpx.get(url, trust_env=False, timeout=5)
+                    httpx.get(url, trust_env=False, timeout=60)
                     break
                 except httpx.TransportError:
-                    time.sleep(0.3)
-        found: dict[str, Any] = {"pages": {}, "viewers": {}}
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium)
-            context = browser.new_context(viewport={"width": 1440, "height": 900})
-            for name in PAGES:
-                seen = Seen()
-                for number in range(loads + 1):
-                    load(context, f"{base}/{name}?window=all", seen if number else Seen(), idle_seconds=10.0 if number == loads else 0.0)  # the first load is warm-up
-                row = {"first_median": statistics.median(seen.first), "first_p95": float(np.quantile(seen.first, 0.95)), "kilobytes": max(seen.size) / 1e3,
-                       "refresh_median": statistics.median(seen.refresh) if seen.refresh else None,
-                       "refresh_p95": float(np.quantile(seen.refresh, 0.95)) if seen.refresh else None}
-                found["pages"][name] = row
-                tell(f"{name:9} first {row['first_median']:.2f} s, p95 {row['first_p95']:.2f} s; refresh "
-                     + (f"{row['refresh_median']:.2f} s, p95 {row['refresh_p95']:.2f} s" if seen.refresh else "none seen") + f"; {row['kilobytes']:.0f} kB")
-            for viewers in (1, 5):
-                pages = [context.new_page() for _ in range(viewers)]
-                for page in pages:
-                    page.goto(f"{base}/now?window=24h")
-                    page.wait_for_selector(DRAWN, timeout=120_000)
-                before = cpu_seconds(served, shown)
-                pages[0].wait_for_timeout(minute * 1000)
-                found["viewers"][viewers] = (cpu_seconds(served, shown) - before) / viewers * 60 / minute
-                tell(f"{viewers} viewers: {found['viewers'][viewers]:.2f} CPU s for a viewer's minute")
-                for page in pages:
-                    page.close()
-            browser.close()
-        found["api_peak_mb"] = peak_bytes(served) / 1e6
-        tell(f"API's memory at most {found['api_peak_mb']:.0f} MB")
-        return found
-    finally:
-        for process in (shown, served):
+                    time.sleep(0.2)
+            yield process
+        finally:
             process.terminate()
             process.wait()
+
+
+@contextmanager
+def fed(api: str, replicas: int) -> Iterator[None]:
+    """A rollout every five seconds."""
+    import httpx
+    from dashboard_month import rollout_lines
+
+    stop = threading.Event()
+
+    def feed() -> None:
+        number = 0
+        while not stop.wait(5.0 if number else 0.0):
+            httpx.post(f"{api}/v1/ingest", content=rollout_lines(replicas, number), trust_env=False, timeout=30).raise_for_status()
+            number += 1
+
+    thread = threading.Thread(target=feed, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+
+
+def look(folder: Path, *, given: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The figures."""
+    from dashboard_month import move_to_now
+    from playwright.sync_api import sync_playwright
+
+    move_to_now(folder)
+    ports = [free_port() for _ in range(3)]
+    api, base, bare = (f"http://127.0.0.1:{port}" for port in ports)
+    (folder / "config.toml").write_text(f'[run]\nname = "month"\ndir = "{folder}"\n[daemon]\nport = {ports[0]}\n[store]\nrollouts_ttl_days = 30.0\n'
+                                        "evidence_ttl_days = 60.0\n", encoding="utf-8")
+    (folder / "empty.py").write_text(EMPTY, encoding="utf-8")
+    from dashboard.launch import APP, command
+
+    shown_argv = [sys.executable, "-m", "dashboard.launch", "--api", api, "--port", str(ports[1])]
+    bare_argv = [str(folder / "empty.py") if part == str(APP) else part for part in command(port=ports[2])]
+    with (started([sys.executable, "-m", "klaxon", "run", "-c", str(folder / "config.toml")], f"{api}/healthz", folder / "daemon.log") as served,
+          started(shown_argv, base, folder / "page.log") as shown, sync_playwright() as playwright,
+          fed(api, json.loads((folder / "made.json").read_text())["replicas"])):
+        browser = playwright.chromium.launch(executable_path=given.chromium)
+        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        context.add_init_script(WATCH)
+
+        def cpu() -> float:
+            return cpu_seconds(served, shown)
+
+        with started(bare_argv, bare, folder / "bare.log") as plain:
+            found: dict[str, Any] = {"load_average": os.getloadavg(), "pages": {"(empty)": _page(context, bare, given, tell, "(empty)", idle=0.0, cpu=lambda: cpu_seconds(plain))}}
+        for name in given.pages or page_names():
+            found["pages"][name] = _page(context, f"{base}/{name}?window={given.window}", given, tell, name, idle=given.idle, cpu=cpu)
+        found["viewers"] = {viewers: _viewers(context, f"{base}/now?window={given.window}", viewers, given.minute, cpu)
+                            for viewers in given.viewers}
+        found["idle_daemon"] = _viewers(context, "", 0, given.minute, lambda: cpu_seconds(served))
+        for viewers, seconds in found["viewers"].items():
+            tell(f"{viewers} viewer{'s' * (viewers > 1)}: {seconds:.2f} CPU s for a viewer's minute; the daemon without one: {found['idle_daemon']:.2f} a minute")
+        browser.close()
+        found |= {"daemon_peak_mb": peak_bytes(served) / 1e6, "streamlit_peak_mb": peak_bytes(shown) / 1e6, "load_average_after": os.getloadavg()}
+        tell(f"memory at most: daemon {found['daemon_peak_mb']:.0f} MB, Streamlit {found['streamlit_peak_mb']:.0f} MB; load {os.getloadavg()[0]:.1f}")
+        return found
+
+
+def _page(context: Any, url: str, given: argparse.Namespace, tell: Callable[[str], None], name: str, *, idle: float,
+          cpu: Callable[[], float]) -> dict[str, Any]:
+    """One page: a load to warm up, then given.loads of them; the last one is watched for `idle` seconds."""
+    warm = watch(context, url, idle_seconds=0.0)
+    before = cpu()
+    loads: list[Load] = [watch(context, url, idle_seconds=0.0) for _ in range(given.loads)]
+    servers = (cpu() - before) / given.loads
+    loads += [watch(context, url, idle_seconds=idle)] if idle else []
+    refreshes = [seconds for one in loads for seconds in one.refreshes]
+    row = {"first_visit_paint": warm.paint, "first_visit_script": warm.script, "paint": quantiles([one.paint for one in loads]),
+           "chart": quantiles([one.chart for one in loads if one.chart is not None]), "script": quantiles([one.script for one in loads]),
+           "refresh": quantiles(refreshes), "refreshes": len(refreshes), "server_cpu": servers, "renderer_cpu": statistics.median(one.renderer_cpu for one in loads),
+           "kilobytes": max(one.size for one in loads) / 1e3}
+    tell(f"{name:9} " + "  ".join(f"{what} {_pair(row[what])}" for what in ("paint", "chart", "script", "refresh")) + f"  CPU {servers:.2f} + {row['renderer_cpu']:.2f}  {row['kilobytes']:.0f} kB")
+    return row
+
+
+def _pair(found: tuple[float, float] | None) -> str:
+    return "   -,    -" if found is None else f"{found[0]:.2f}, {found[1]:.2f}"
+
+
+def _viewers(context: Any, url: str, viewers: int, seconds: float, cpu: Callable[[], float]) -> float:
+    """CPU seconds for a viewer's minute (a plain minute with none)."""
+    pages = [context.new_page() for _ in range(viewers)]
+    for page in pages:
+        page.goto(url)
+        page.wait_for_selector("[data-testid=stVegaLiteChart] svg, [data-testid=stVegaLiteChart] canvas", timeout=120_000)
+    (pages[0].wait_for_timeout(5000) if pages else time.sleep(5))
+    before, began = cpu(), time.monotonic()
+    (pages[0].wait_for_timeout(seconds * 1000) if pages else time.sleep(seconds))
+    used, took = cpu() - before, time.monotonic() - began
+    for page in pages:
+        page.close()
+    return used / max(viewers, 1) * 60 / took
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "look"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--batches", type=int, default=21_600)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "dashboard-month", help="where the month is, or is made")
+    parser.add_argument("--batches", type=int, default=21_600, help="of a month that is made")
     parser.add_argument("--replicas", type=int, default=8)
-    parser.add_argument("--chromium", help="a browser of your own (default: Playwright's)")
-    parser.add_argument("--loads", type=int, default=12)
-    parser.add_argument("--port", type=int, default=8920)
-    parser.add_argument("--minute", type=float, default=30.0, help="seconds a viewer is watched; the figure is for a minute")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--chromium", default=shutil.which("chromium"), help="a browser of your own (default: chromium, else Playwright's)")
+    parser.add_argument("--loads", type=int, default=12, help="of each page, after one that is not counted")
+    parser.add_argument("--pages", nargs="*", help="only these")
+    parser.add_argument("--window", default="all", help="the pages' time range")
+    parser.add_argument("--idle", type=float, default=20.0, help="seconds of live refreshes of each page")
+    parser.add_argument("--viewers", type=int, nargs="*", default=[1, 5])
+    parser.add_argument("--minute", type=float, default=60.0, help="seconds the viewers are watched; the figure is for a minute")
+    parser.add_argument("--json", action="store_true", help="the figures as one JSON object, and the lines for humans on stderr")
     given = parser.parse_args()
-    if given.what == "make":
-        make(given.folder, batches=given.batches, replicas=given.replicas)
-        return
-    found = look(given.folder, chromium=given.chromium, loads=given.loads, port=given.port, minute=given.minute,
-                 tell=lambda text: print(text, file=sys.stderr if given.json else sys.stdout, flush=True))
+    if not (given.folder / "made.json").is_file():
+        from dashboard_month import make
+
+        part = given.folder.with_name(given.folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        make(part, batches=given.batches, replicas=given.replicas)
+        part.rename(given.folder)
+    with tempfile.TemporaryDirectory(prefix="klaxon-month-") as copy:
+        shutil.copytree(given.folder, copy, dirs_exist_ok=True)
+        found = look(Path(copy), given=given, tell=lambda text: print(text, file=sys.stderr if given.json else sys.stdout, flush=True))
     if given.json:
         print(json.dumps(found))
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     main()

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from collector.errors import InputError
 from collector.records import Rollout
+from collector.sources.progress import Mark
 from collector.sources.trainer_logprobs import TrainerWord, completion_key, content_key
 
 Extra = TypeVar("Extra")
@@ -63,11 +64,11 @@ class Join(Generic[Extra]):
         """The trainer's word on a rollout, matched at the next `matches`."""
         self._early.append((now, side))
         if len(self._early) > self._limit:
-            self._early.popleft()
+            self._early.popleft()[1].settle()
             self.counts["trainer_unmatched"] += 1
 
     def matches(self, *, now: float) -> list[tuple[Rollout, Extra] | InputError]:
-        """Every rollout the trainer has spoken of since, with its word on it; a length mismatch comes as its error."""
+        """Every rollout the trainer has spoken of since, with its word on it and the word's mark; a length mismatch comes as its error."""
         found: list[tuple[Rollout, Extra] | InputError] = []
         still: deque[tuple[float, TrainerWord]] = deque()
         for at, side in self._early:
@@ -76,17 +77,21 @@ class Join(Generic[Extra]):
             if waiting is None:
                 if waited:
                     self.counts["trainer_unmatched"] += 1
+                    side.settle()
                 else:
                     still.append((at, side))
                 continue
             try:
-                joined = side.on(waiting.rollout)
+                joined = replace(side.on(waiting.rollout), mark=side.mark)
             except InputError as error:
                 self.counts["trainer_refused"] += 1
+                side.settle()
                 found.append(error)
                 continue
             self.counts["trainer_repeated" if waiting.joined else "trainer_joined"] += 1
-            if not waiting.joined:
+            if waiting.joined:
+                side.settle()
+            else:
                 waiting.joined = True
                 found.append((joined, waiting.extra))
         self._early = still
@@ -96,6 +101,10 @@ class Join(Generic[Extra]):
     def waiting(self) -> int:
         """Words of the trainer without a rollout yet."""
         return len(self._early)
+
+    def unspoken(self) -> list[Mark]:
+        """Marks of the rollouts that wait for the trainer's word."""
+        return [one.rollout.mark for one in self._rollouts.values() if not one.joined and one.rollout.mark is not None]
 
     def _find(self, side: TrainerWord) -> _Waiting[Extra] | None:
         serial = self._by_id.get(side.request_id) if side.request_id is not None else None

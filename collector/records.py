@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collector.sources.progress import Mark
 
 CAUSES = (
     "healthy", "raw_logprobs", "temperature", "truncation", "penalties", "head_precision", "engine_numerics",
@@ -95,6 +98,7 @@ class Rollout:
     loss_mask_T: np.ndarray | None = None  # bool [T]; True = the trainer learns from this token; None = unknown
     dropped: bool | None = None  # did the trainer drop this rollout (a group without spread, a filter); None = unknown
     labels: Mapping[str, str] = field(default_factory=dict)
+    mark: Mark | None = field(default=None, compare=False)  # where it was read; settled once the batch that counts it is stored
 
     @property
     def n_tokens(self) -> int:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,18 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from collector import store_copy, store_retention
 from collector.errors import Unavailable
 from collector.records import BatchStats, Evidence, Rollout, Score, WeightVersion
 from collector.store_config import StoreConfig
-from collector.store_schema import VERSION, batch_tables, batches_from, ddl, request_hash, rollout_row, to_arrow
+from collector.store_faults import first_line, open_hint, reopen_without_wal
+from collector.store_migrations import VERSION, migrate
+from collector.store_schema import TABLES, batch_tables, batches_from, ddl, request_hash, rollout_row, to_arrow
+from collector.token_rows import Kept, Words, token_tables
 
 log = logging.getLogger("klaxon.store")
 
 _REPLAY_CHUNK = 64  # batches held in memory at a time while reading a run back
-_DAY = 86_400.0
 _FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException, duckdb.TransactionException)
 
 
@@ -44,7 +46,9 @@ class Store:
     def __init__(self, path: str | Path, *, memory_limit: str = "512MB", threads: int = 2) -> None:
         self.path = Path(path)
         self.notices: list[str] = []  # what went wrong while opening, in words for the operator
+        self.migrated: list[str] = []  # what was done to a file of an earlier release, in words for the operator
         self._lock = threading.Lock()
+        self._writes: Counter[str] = Counter()
         self._opening = threading.Lock()
         self._invalid = False  # after a fatal fault DuckDB refuses everything until the file is opened again
         self._settings = {"memory_limit": memory_limit, "threads": threads, "enable_external_access": False,
@@ -64,6 +68,10 @@ class Store:
     def append_rollouts(self, t: int, scored: Iterable[tuple[Rollout, Score | None]]) -> None:
         """Append the statistics of sampled rollouts of batch t: no ids, no text."""
         self._append({"rollouts": [rollout_row(rollout, score, t=t, key=self._key) for rollout, score in scored]})
+
+    def append_tokens(self, kept: Iterable[tuple[Kept, Words | None]], *, now: float, config: StoreConfig) -> None:
+        """Append the tokens of a few rollouts as far as [store] tokens allows, with their texts where known. now: UTC seconds."""
+        self._append(token_tables(kept, now=now, key=self._key, config=config))
 
     def append_metrics(self, step: int, at: float, values: Mapping[str, float], *, source: str = "trainer") -> None:
         """Append one step of trainer metrics."""
@@ -96,6 +104,13 @@ class Store:
                 for table in ("slices", "gains", "facts")})
             start = rows[-1]["t"] + 1
 
+    def forget_unstored(self) -> int:
+        """Delete the rows of rollouts that were read in files and whose batch was never stored: they are read again. Returns `next_t`."""
+        first = self.next_t()
+        with self._lock, self._cursor() as cursor:
+            cursor.execute("DELETE FROM rollouts WHERE read_from IS NOT NULL AND t >= ?", [first]).fetchall()
+        return first
+
     def next_t(self) -> int:
         """The number the next batch should carry: one past the last stored, 0 in a new store."""
         return self.query("SELECT coalesce(max(t) + 1, 0) FROM batches")[0][0]
@@ -110,31 +125,46 @@ class Store:
         with self._cursor() as cursor:
             return cursor.sql(sql, params=list(params)).to_arrow_table()
 
+    def writes(self, tables: Iterable[str]) -> tuple[int, ...]:
+        """How often each of these tables was written to by this process. A write is counted before its call returns, and after it can be read:
+        who notes the counts, then reads, and later finds the same counts, has read what the store still holds."""
+        return tuple(self._writes[table] for table in tables)
+
     def request_hash(self, request_id: str) -> str:
         """The hash under which a request's statistics are kept."""
         return request_hash(request_id, key=self._key)
 
     def retention(self, now: float, config: StoreConfig) -> dict[str, int]:
-        """Delete what outlived its time to live; returns rows deleted a table. Freed space is reused, the file stays."""
-        cut = {
-            "rollouts": ("coalesce(finished_at, 0) < ?", config.rollouts_ttl_days),
-            "evidence": ("t < (SELECT coalesce(min(t), 0) FROM batches WHERE closed_at >= ?)", config.evidence_ttl_days),
-            "metrics": ('"at" < ?', config.metrics_ttl_days),
-            "events": ('"at" < ?', config.metrics_ttl_days),
-            "weights": ("coalesce(seen_at, engine_at) < ?", config.metrics_ttl_days),
-            **{table: ("t IN (SELECT t FROM batches WHERE closed_at < ?)", config.batches_ttl_days)
-               for table in ("slices", "gains", "facts")},
-            "series": ("closed_at < ?", config.batches_ttl_days),
-            "batches": ("closed_at < ?", config.batches_ttl_days),
-        }
-        with self._lock, self._cursor() as cursor:
-            return {table: cursor.execute(f"DELETE FROM {table} WHERE {condition}", [now - days * _DAY]).fetchall()[0][0]
-                    for table, (condition, days) in cut.items()}
+        """Delete what outlived its time to live, and the oldest beyond the size limit (collector/store_retention.py); rows deleted a table."""
+        with self._lock, self._cursor() as cursor, self._counted(list(TABLES)):
+            return store_retention.delete(cursor, now, config)
+
+    def token_retention(self, now: float, config: StoreConfig) -> dict[str, int]:
+        """Delete tokens that are too old, too many, or of a kind that [store] tokens no longer allows; returns rows deleted a table."""
+        with self._lock, self._cursor() as cursor, self._counted(store_retention.TOKEN_TABLES):
+            return store_retention.tokens(cursor, now, config)
 
     def checkpoint(self) -> None:
         """Fold the write-ahead log into the file."""
         with self._lock, self._cursor() as cursor:
             cursor.execute("CHECKPOINT").fetchall()
+
+    def copy_to(self, path: Path, beside: Callable[[], object] = lambda: None) -> None:
+        """A whole copy at one moment, into a new file, while appends go on; `beside` runs at that moment, with appends held back.
+
+        Raises:
+            Unavailable: the copy cannot be written.
+        """
+        with self._cursor() as cursor:
+            with self._lock:
+                cursor.begin()
+                tables = cursor.execute("SELECT table_name, sql FROM duckdb_tables() WHERE NOT internal ORDER BY table_name").fetchall()
+                cursor.execute("SELECT count(*) FROM batches").fetchall()  # the first look at the data fixes the moment
+                beside()
+            try:
+                store_copy.write(cursor, path, tables, settings=self._settings)
+            finally:
+                _rollback(cursor)
 
     def size_bytes(self) -> int:
         """Bytes on disk: the file and its write-ahead log."""
@@ -177,7 +207,7 @@ class Store:
             yield cursor
         except _FAULTS as error:
             self._invalid = self._invalid or isinstance(error, duckdb.FatalException)
-            raise Unavailable(f"{self.path}: {_first_line(error)}; check free disk space and [store] memory_limit") from None
+            raise Unavailable(f"{self.path}: {first_line(error)}; check free disk space and [store] memory_limit") from None
         finally:
             cursor.close()
 
@@ -185,7 +215,7 @@ class Store:
         return self.query_arrow(sql, params).to_pylist(maps_as_pydicts="strict")
 
     def _append(self, tables: Mapping[str, list[dict[str, Any]]]) -> None:
-        with self._lock, self._cursor() as cursor:
+        with self._lock, self._cursor() as cursor, self._counted([table for table, rows in tables.items() if rows]):
             cursor.begin()
             try:
                 for table, rows in tables.items():
@@ -196,54 +226,53 @@ class Store:
                 raise
             cursor.commit()  # a failed commit has already ended the transaction
 
+    @contextmanager
+    def _counted(self, tables: Sequence[str]) -> Iterator[None]:
+        """Counted however it ends: a commit that failed may have reached the file. The caller holds the lock."""
+        try:
+            yield
+        finally:
+            self._writes.update(tables)
+
     def _open(self) -> duckdb.DuckDBPyConnection:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return duckdb.connect(str(self.path), config=self._settings)
         except duckdb.Error as error:
             if "replaying WAL" not in str(error) or "Could not write" in str(error):
-                raise Unavailable(_open_hint(self.path, error)) from None
-            return self._reopen_without_wal(str(error))
+                raise Unavailable(open_hint(self.path, error)) from None
+            connection, notice = reopen_without_wal(self.path, self._wal, str(error), settings=self._settings)
+            self.notices.append(notice)
+            return connection
         except OSError as error:
             raise Unavailable(f"{self.path}: cannot make the folder ({error.strerror}); set [store] path") from None
 
-    def _reopen_without_wal(self, reason: str) -> duckdb.DuckDBPyConnection:
-        """The log cannot be replayed: keep it aside, then go on with what stands before the damage."""
-        aside = next(path for number in range(10_000)
-                     if not (path := self.path.with_name(f"{self._wal.name}.broken-{number}")).exists())
-        os.rename(self._wal, aside)
-        found = re.search(r"byte position (\d+)", reason)
-        salvaged = aside.read_bytes()[:int(found.group(1))] if found else b""
-        for content in (salvaged, b""):
-            if content:
-                self._wal.write_bytes(content)
-            try:
-                connection = duckdb.connect(str(self.path), config=self._settings)
-            except duckdb.Error as error:
-                log.warning("%s: still not readable (%s)", self.path, error)
-                self._wal.unlink(missing_ok=True)
-                continue
-            self.notices.append(
-                f"{self.path}: the write-ahead log was damaged ({reason}); it was moved to {aside}. "
-                f"What stood {'before the damage' if content else 'in the file'} is kept; the newest rows may be missing.")
-            log.error(self.notices[-1])
-            return connection
-        raise Unavailable(f"{self.path}: cannot be read, even without its write-ahead log; move it aside and start again")
-
     def _prepare(self) -> str:
-        """Create the tables once and return the key of the request hashes."""
+        """Create the tables once, or bring an older file's here; returns the key of the request hashes."""
         with self._lock, self._cursor() as cursor:
-            for statement in ddl():
-                cursor.execute(statement).fetchall()
-            meta = dict(cursor.execute("SELECT key, value FROM meta").fetchall())
-            if not meta:
-                meta = {"version": VERSION, "request_key": secrets.token_hex(32)}
-                _insert(cursor, "meta", [{"key": key, "value": value} for key, value in meta.items()])
-            if meta["version"] != VERSION:
-                raise Unavailable(f"{self.path}: has store format {meta['version']}, this Klaxon writes {VERSION}; "
-                                  "use the Klaxon that wrote it, or set [store] path to a new file")
+            cursor.begin()
+            try:
+                meta = self._tables(cursor)
+            except BaseException:
+                _rollback(cursor)
+                raise
+            cursor.commit()
             cursor.execute("CHECKPOINT").fetchall()
             return meta["request_key"]
+
+    def _tables(self, cursor: duckdb.DuckDBPyConnection) -> dict[str, str]:
+        """All of the tables as this Klaxon has them, in the caller's transaction; returns `meta`."""
+        if not cursor.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'").fetchall():
+            for statement in ddl():
+                cursor.execute(statement).fetchall()
+        meta = dict(cursor.execute("SELECT key, value FROM meta").fetchall())
+        if not meta:
+            meta = {"version": str(VERSION), "request_key": secrets.token_hex(32)}
+            _insert(cursor, "meta", [{"key": key, "value": value} for key, value in meta.items()])
+        if said := migrate(cursor, meta["version"], where=str(self.path)):
+            cursor.execute("UPDATE meta SET value = ? WHERE key = 'version'", [str(VERSION)]).fetchall()
+            self.migrated = said
+        return meta
 
 
 def _insert(cursor: duckdb.DuckDBPyConnection, table: str, rows: list[dict[str, Any]]) -> None:
@@ -256,21 +285,8 @@ def _rollback(cursor: duckdb.DuckDBPyConnection) -> None:
     try:
         cursor.rollback()
     except duckdb.Error as error:  # a fatal fault has already ended the transaction
-        log.warning("rollback: %s", _first_line(error))
+        log.warning("rollback: %s", first_line(error))
 
 
 def _endless(end: int | None) -> int:
     return 2**62 if end is None else end
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _open_hint(path: Path, error: duckdb.Error) -> str:
-    text = _first_line(error)
-    if "lock" in text:
-        return f"{path}: another process owns it (one daemon a run); stop that one or set [store] path. {text}"
-    if "not a valid DuckDB" in text:
-        return f"{path}: is not a DuckDB file, or is damaged; move it aside or set [store] path"
-    return f"{path}: cannot be opened; set [store] path to a writable file. {text}"

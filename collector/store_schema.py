@@ -21,8 +21,6 @@ from collector import signals
 from collector.records import BatchStats, Evidence, Fact, Rollout, Score, SliceStats
 from collector.rollout_bins import bins_of
 
-VERSION = "1"
-
 SERIES = (
     "mean_d", "mean_abs_d", "k1", "k2", "k3", "clip_rate", "clip_rate_low", "clip_rate_high", "gspo_clip_rate", "ess",
     "max_abs_d", "p50_abs_d", "p99_abs_d", "pearson", "ppl_ratio",
@@ -36,6 +34,7 @@ SERIES_COUNTS = ("confident_disagreements", "nonfinite", "zeros")
 """Counts of tokens kept a batch; summed when batches are put together."""
 
 _DOUBLE, _BIGINT, _TEXT, _BOOL = pa.float64(), pa.int64(), pa.string(), pa.bool_()
+_FLOAT, _INT = pa.float32(), pa.int32()
 
 TABLES: dict[str, pa.Schema] = {
     "batches": pa.schema([("t", _BIGINT), ("opened_at", _DOUBLE), ("closed_at", _DOUBLE), ("counts", _TEXT),
@@ -59,7 +58,14 @@ TABLES: dict[str, pa.Schema] = {
                            ("max_abs_d", _DOUBLE), ("reward", _DOUBLE), ("base_coin", _BOOL),
                            ("inclusion_probability", _DOUBLE), ("finish_reason", _TEXT), ("source", _TEXT),
                            ("prompt_hash", _TEXT), ("step", _TEXT), ("env", _TEXT), ("turn", _TEXT),
-                           ("bin_tokens", pa.list_(_BIGINT)), ("bin_abs_d", pa.list_(_DOUBLE))]),
+                           ("bin_tokens", pa.list_(_BIGINT)), ("bin_abs_d", pa.list_(_DOUBLE)), ("read_from", _TEXT)]),
+    "token_rollouts": pa.schema([("request", _TEXT), ("kept_at", _DOUBLE), ("finished_at", _DOUBLE), ("t", _BIGINT), ("kind", _TEXT), ("badness", _DOUBLE),
+                                 ("replica", _TEXT), ("versions", pa.list_(_TEXT)), ("spans", _TEXT), ("traffic", _TEXT), ("env", _TEXT), ("turn", _TEXT),
+                                 ("cached", _BIGINT), ("n_prompt", _BIGINT), ("n_tokens", _BIGINT), ("first", _BIGINT), ("n_scored", _BIGINT),
+                                 ("mean_d", _DOUBLE), ("mean_abs_d", _DOUBLE), ("max_abs_d", _DOUBLE), ("reward", _DOUBLE), ("finish_reason", _TEXT),
+                                 ("source", _TEXT), ("engine", pa.list_(_FLOAT)), ("trainer", pa.list_(_FLOAT)), ("entropy", pa.list_(_FLOAT)),
+                                 ("rank", pa.list_(_INT)), ("sampled", pa.list_(_BOOL))]),
+    "token_words": pa.schema([("request", _TEXT), ("kept_at", _DOUBLE), ("kind", _TEXT), ("prompt", pa.list_(_TEXT)), ("completion", pa.list_(_TEXT))]),
     "metrics": pa.schema([("step", _BIGINT), ("at", _DOUBLE), ("name", _TEXT), ("value", _DOUBLE), ("source", _TEXT)]),
     "events": pa.schema([("at", _DOUBLE), ("kind", _TEXT), ("text", _TEXT), ("data", _TEXT)]),
     "weights": pa.schema([("version", _TEXT), ("path", _TEXT), ("published_at", _DOUBLE), ("digest", _TEXT),
@@ -68,17 +74,15 @@ TABLES: dict[str, pa.Schema] = {
 }
 
 _SQL_TYPES = {_DOUBLE: "DOUBLE", _BIGINT: "BIGINT", _TEXT: "VARCHAR", _BOOL: "BOOLEAN", pa.list_(_BIGINT): "BIGINT[]",
-              pa.list_(_DOUBLE): "DOUBLE[]", pa.map_(_TEXT, _DOUBLE): "MAP(VARCHAR, DOUBLE)"}
+              pa.list_(_DOUBLE): "DOUBLE[]", pa.list_(_TEXT): "VARCHAR[]", pa.list_(_FLOAT): "FLOAT[]", pa.list_(_INT): "INTEGER[]",
+              pa.list_(_BOOL): "BOOLEAN[]", pa.map_(_TEXT, _DOUBLE): "MAP(VARCHAR, DOUBLE)"}
 MOST_LABEL = 64  # characters of a label that are kept
 
 
 def ddl() -> list[str]:
-    """One CREATE TABLE IF NOT EXISTS a table, and the columns a file of an earlier Klaxon lacks (added at the end, null)."""
-    made = [f"CREATE TABLE IF NOT EXISTS {name} ("
-            + ", ".join(f'"{field.name}" {_SQL_TYPES[field.type]}' for field in schema) + ")"
+    """One CREATE TABLE a table, for a new file; an older one is brought here by collector/store_migrations.py."""
+    return [f"CREATE TABLE {name} (" + ", ".join(f'"{field.name}" {_SQL_TYPES[field.type]}' for field in schema) + ")"
             for name, schema in TABLES.items()]
-    return made + [f'ALTER TABLE {name} ADD COLUMN IF NOT EXISTS "{field.name}" {_SQL_TYPES[field.type]}'
-                   for name, schema in TABLES.items() for field in schema]
 
 
 def to_arrow(table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -144,7 +148,7 @@ def rollout_row(rollout: Rollout, score: Score | None, *, t: int, key: str) -> d
     mean_d, mean_abs_d, max_abs_d in nats over the sampled tokens both sides have a finite logprob for; bin_tokens and bin_abs_d the
     same tokens by the engine's probability (collector/rollout_bins.py). env and turn are the rollout's labels of that name.
     """
-    d, p = _differences(rollout, score)
+    d, p = differences(rollout, score)
     bin_tokens, bin_abs_d = bins_of(p, d)
     return {
         "request": request_hash(rollout.request_id, key=key), "finished_at": rollout.finished_at, "t": t,
@@ -156,17 +160,19 @@ def rollout_row(rollout: Rollout, score: Score | None, *, t: int, key: str) -> d
         "inclusion_probability": rollout.inclusion_probability, "finish_reason": rollout.finish_reason,
         "source": score.source if score is not None else None,
         "prompt_hash": prompt_hash(rollout.prompt_tokens_P, key=key), "step": rollout.labels.get("step"),
-        "env": _label(rollout, "env"), "turn": _label(rollout, "turn"), "bin_tokens": bin_tokens, "bin_abs_d": bin_abs_d,
+        "env": label(rollout, "env"), "turn": label(rollout, "turn"), "bin_tokens": bin_tokens, "bin_abs_d": bin_abs_d,
+        "read_from": None if rollout.mark is None else str(rollout.mark),
     }
 
 
-def _label(rollout: Rollout, name: str) -> str | None:
+def label(rollout: Rollout, name: str) -> str | None:
+    """A label's text, cut to MOST_LABEL characters; None where the rollout does not carry it."""
     value = rollout.labels.get(name)
     return None if value is None else str(value)[:MOST_LABEL]
 
 
-def _differences(rollout: Rollout, score: Score | None) -> tuple[np.ndarray, np.ndarray]:
-    """(d, the engine's logprobs) of the tokens that count, float64, nats."""
+def differences(rollout: Rollout, score: Score | None) -> tuple[np.ndarray, np.ndarray]:
+    """(d, the engine's logprobs) of the tokens that count, float64, nats: sampled, scored, and finite on both sides."""
     if score is None:
         return np.empty(0), np.empty(0)
     kept = np.asarray(rollout.sampled_mask_T, dtype=bool)

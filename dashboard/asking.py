@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import logging
-import os
+import time
 from typing import Any
 
 import httpx
 import streamlit as st
 
 from dashboard.client import TIMEOUT_SECONDS, Disconnected, Snapshot, api_url, signal_series, signals, snapshot
+from dashboard.daemons import Daemon, configured, connect
 from dashboard.place import WINDOWS
+from dashboard.trouble import Trouble
 
 log = logging.getLogger("klaxon.dashboard")
 
 REFRESH_SECONDS = 2.0
 CHARTS_SECONDS = 4.0
-UNREADABLE = "the daemon's answer could not be read; is it the same version as this page?"
+UNREADABLE = Trouble("the daemon's answer could not be read; is it the same version as this page?", "odd")
 
 
 @st.cache_resource
 def connection(base: str) -> httpx.Client:
-    """The connection to a daemon, with KLAXON_TOKEN where it is set: the daemon asks for it where the page is on another machine."""
-    token = os.environ.get("KLAXON_TOKEN", "")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return httpx.Client(base_url=base, timeout=TIMEOUT_SECONDS, trust_env=False, headers=headers)
+    """The connection to the daemon at an address, with its token and certificate (dashboard/daemons.py)."""
+    daemon = next((one for one in configured() if one.url == base), Daemon(name="", url=base))
+    return connect(daemon, timeout_seconds=TIMEOUT_SECONDS)
 
 
 @st.cache_data(ttl=REFRESH_SECONDS / 2, max_entries=16, show_spinner=False)
@@ -33,17 +34,18 @@ def shot(base: str, window: str) -> Snapshot:
     return snapshot(connection(base), window_seconds=WINDOWS[window])
 
 
-def look(window: str) -> tuple[Snapshot | None, str]:
+def look(window: str) -> tuple[Snapshot | None, Trouble | None]:
     """The newest snapshot, or the last one that came and why there is no newer."""
     try:
         found = shot(api_url(), window)
     except Disconnected as error:
-        return st.session_state.get("last_shot"), str(error)
+        return st.session_state.get("last_shot"), error.trouble
     except Exception:  # the page must stay readable whatever the daemon answers; the log keeps the details
         log.exception("the daemon's answer could not be read")
         return st.session_state.get("last_shot"), UNREADABLE
     st.session_state["last_shot"] = found
-    return found, ""
+    st.session_state["seen_at"] = time.time()
+    return found, None
 
 
 @st.cache_data(ttl=3600, max_entries=16, show_spinner=False)

@@ -23,6 +23,9 @@ HEIGHT = 290
 COLUMNS = ("row", "at", "value", "low", "high", "series", "text", "until")
 _TIME_LABEL = ("utcFormat(datum.value, utcseconds(datum.value) ? '%H:%M:%S' : "
                "utchours(datum.value) || utcminutes(datum.value) ? '%H:%M' : '%d %b')")
+LANE_PIXELS = 13
+MOST_TICKS = 100
+MOST_DOTS = 200  # of a chart's lines together; more of them only make the lines thicker, and the browser slower
 _LANES = 4  # heights at which neighbouring event labels stand, so that they do not cover each other
 _WHOLE_DECADE = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6"
 _SMALLEST = 1e-7  # a log axis has no zero
@@ -160,7 +163,8 @@ def specification(look: Look) -> dict[str, Any]:
         layer("limit").mark_rule(strokeWidth=1.6).encode(y=y, color=colour, strokeDash=dash, tooltip=hover[1:3]),
         *_event_layers(layer, x),
         layer("line").mark_line(strokeWidth=2, **line).encode(x=x, y=y, color=colour, strokeDash=dash),
-        layer("line").mark_point(filled=True, size=14, opacity=1).encode(x=x, y=y, color=colour),
+        layer("line").transform_joinaggregate(points="count()").transform_filter(f"datum.points <= {MOST_DOTS}")
+        .mark_point(filled=True, size=14, opacity=1).encode(x=x, y=y, color=colour),
         layer("line").mark_point(size=260, opacity=0, filled=True).encode(x=x, y=y, tooltip=hover),
     ]
     spec = alt.layer(*[item for item in layers if item is not None]).properties(height=HEIGHT).to_dict(validate=False)
@@ -174,9 +178,8 @@ def _event_layers(layer: Any, x: alt.X) -> list[alt.Chart]:
     return [
         layer("tick").mark_rule(color=GREY, strokeWidth=1.5).encode(x=x, y=alt.value(alt.expr("height - 9")), y2=alt.value("height"), tooltip=hover),
         layer("rule").mark_rule(strokeWidth=1.5, strokeDash=[2, 3]).encode(x=x, color=colour, tooltip=hover),
-        *(layer("rule").transform_filter(f"datum.value === {side} && datum.low === {lane}")
-          .mark_text(align=align, dx=dx, fontSize=11, fontWeight=600).encode(x=x, y=alt.value(8 + 13 * lane), text="series:N", color=colour)
-          for side, align, dx in ((0, "left", 4), (1, "right", -4)) for lane in range(_LANES)),
+        layer("rule").mark_text(align=alt.expr("datum.value ? 'right' : 'left'"), dx=alt.expr("datum.value ? -4 : 4"), dy=alt.expr(f"{LANE_PIXELS} * datum.low"),
+                                fontSize=11, fontWeight=600).encode(x=x, y=alt.value(8), text="series:N", color=colour),
     ]
 
 
@@ -250,9 +253,18 @@ def numbers(chart: Chart) -> pd.DataFrame:
 
 def _events(shot: Snapshot) -> list[dict[str, Any]]:
     inside = [event for event in shot.events if event["at"] >= shot.start]
-    ticks = [{"row": "tick", "at": 1000 * event["at"], "series": event["kind"], "text": event["text"]}
-             for event in inside if event["kind"] in TICKS]
-    return _rules([event for event in inside if event["kind"] in RULES], shot.start, shot.end) + ticks
+    return _rules([event for event in inside if event["kind"] in RULES], shot.start, shot.end) + _ticks(inside, shot.start, shot.end)
+
+
+def _ticks(events: Sequence[dict[str, Any]], start: float, end: float) -> list[dict[str, Any]]:
+    """At most MOST_TICKS marks at the foot of a chart, so that a month's weight updates stay marks; one that stands for several says so."""
+    width = max(end - start, 1e-3) / MOST_TICKS
+    places: dict[int, list[dict[str, Any]]] = {}
+    for event in events:
+        if event["kind"] in TICKS:
+            places.setdefault(min(int((event["at"] - start) / width), MOST_TICKS - 1), []).append(event)
+    return [{"row": "tick", "at": 1000 * group[0]["at"], "series": group[0]["kind"],
+             "text": group[0]["text"] + (f" · and {len(group) - 1} more" if len(group) > 1 else "")} for group in places.values()]
 
 
 def _rules(events: Sequence[dict[str, Any]], start: float, end: float) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +10,9 @@ import httpx
 import pandas as pd
 import pyarrow as pa
 
-from dashboard import trainer_names
+from dashboard import runs, trainer_names
+from dashboard.trouble import Trouble, TroubleKind
 
-DEFAULT_API = "http://127.0.0.1:8765"
 TIMEOUT_SECONDS = 5.0
 
 TRAINER_METRICS = ("clip_rate", "reward", "entropy", "kl")
@@ -21,7 +20,11 @@ TRAINER_METRICS = ("clip_rate", "reward", "entropy", "kl")
 
 
 class Disconnected(Exception):
-    """The daemon does not answer, or not with what was asked; the text is fit for the page."""
+    """The daemon does not answer, or not with what was asked; the text is fit for the page, and `trouble` says of which kind it is."""
+
+    def __init__(self, text: str, kind: TroubleKind = "away") -> None:
+        super().__init__(text)
+        self.trouble = Trouble(text, kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +45,8 @@ class Snapshot:
 
 
 def api_url() -> str:
-    """Where the daemon is asked, without a trailing slash."""
-    return os.environ.get("KLAXON_API", DEFAULT_API).rstrip("/")
+    """Where the daemon of the run in the address is asked, without a trailing slash."""
+    return runs.here().url
 
 
 def snapshot(client: httpx.Client, *, window_seconds: float | None, max_points: int = 240) -> Snapshot:
@@ -103,7 +106,7 @@ def ask_json(client: httpx.Client, path: str, **params: Any) -> Any:
     try:
         return answer.json()
     except ValueError:
-        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon (no JSON at {path})") from None
+        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon (no JSON at {path})", "odd") from None
 
 
 def ask_table(client: httpx.Client, path: str, **params: Any) -> pd.DataFrame:
@@ -112,7 +115,7 @@ def ask_table(client: httpx.Client, path: str, **params: Any) -> pd.DataFrame:
     try:
         return pa.ipc.open_stream(io.BytesIO(answer.content)).read_pandas()
     except pa.ArrowInvalid:
-        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon (no Arrow at {path})") from None
+        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon (no Arrow at {path})", "odd") from None
 
 
 def _get(client: httpx.Client, path: str, params: dict[str, Any]) -> httpx.Response:
@@ -122,6 +125,8 @@ def _get(client: httpx.Client, path: str, params: dict[str, Any]) -> httpx.Respo
         raise Disconnected(f"the daemon at {client.base_url} took longer than {TIMEOUT_SECONDS:g} s to answer") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Disconnected(f"the daemon at {client.base_url} cannot be reached ({type(error).__name__})") from None
+    if answer.status_code in (401, 403):
+        raise Disconnected(f"the daemon at {client.base_url} wants its token ({answer.status_code} to {path})", "refused")
     if answer.status_code != 200:
-        raise Disconnected(f"the daemon at {client.base_url} answers {answer.status_code} to {path}")
+        raise Disconnected(f"the daemon at {client.base_url} answers {answer.status_code} to {path}", "error" if answer.status_code >= 500 else "odd")
     return answer

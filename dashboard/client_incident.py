@@ -48,7 +48,7 @@ def dossier(client: httpx.Client, named: str) -> Dossier:
         Refused: there is no such incident.
         Disconnected: the daemon does not answer, or not with what was asked.
     """
-    incident = _read(client, f"/v1/incidents/{quote(named, safe='')}")
+    incident = read(client, f"/v1/incidents/{quote(named, safe='')}")
     status = ask_json(client, "/v1/status")
     now = float(status.get("now") or 0.0)
     start, end = around(incident, now=now, batch_seconds=float(status.get("batch_seconds") or 0.0))
@@ -95,7 +95,7 @@ def runbook_name(incident: dict[str, Any]) -> str | None:
 def _runbook(client: httpx.Client, incident: dict[str, Any]) -> dict[str, Any] | None:
     name = runbook_name(incident)
     try:
-        return None if name is None else _read(client, f"/v1/runbooks/{quote(name, safe='')}")
+        return None if name is None else read(client, f"/v1/runbooks/{quote(name, safe='')}")
     except Refused:
         return None
 
@@ -112,7 +112,8 @@ def _slices(client: httpx.Client, key: str, start: float, began: float, end: flo
     return pd.concat([part for part in parts if len(part)] or parts[:1])
 
 
-def _read(client: httpx.Client, path: str) -> dict[str, Any]:
+def read(client: httpx.Client, path: str) -> dict[str, Any]:
+    """An object of the daemon. Raises Refused or Disconnected."""
     return _said(client, lambda: client.get(path))
 
 
@@ -129,9 +130,11 @@ def _said(client: httpx.Client, ask: Any) -> dict[str, Any]:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Disconnected(f"the daemon at {client.base_url} cannot be reached ({type(error).__name__})") from None
     except ValueError:
-        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon (no JSON)") from None
+        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon (no JSON)", "odd") from None
     if not isinstance(found, dict):
-        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon")
+        raise Disconnected(f"{client.base_url} answers, but not like Klaxon's daemon", "odd")
+    if answer.status_code >= 500:
+        raise Disconnected(f"the daemon at {client.base_url} answers {answer.status_code}", "error")
     if answer.status_code >= 400:
         raise Refused(str(found.get("error") or f"the daemon answers {answer.status_code}"))
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import charts, place, words
+from dashboard import cells, charts, place, words
 from dashboard.client import Disconnected
 
 log = logging.getLogger("klaxon.dashboard")
@@ -50,7 +50,7 @@ def nothing(text: str) -> None:
 
 def download(place: Any, rows: pd.DataFrame, name: str) -> None:
     """The numbers behind a chart, made when asked for, in the place its title left. A picture (PNG) comes from the chart's own toolbar."""
-    place.download_button("CSV", data=lambda: rows.to_csv(index=False).encode(), file_name=f"klaxon-{name}.csv", mime="text/csv",
+    place.download_button("CSV", data=lambda: rows.map(cells.cell).to_csv(index=False).encode(), file_name=f"klaxon-{name}.csv", mime="text/csv",
                           key=f"csv-{name}", on_click="ignore", type="tertiary", icon=":material/download:",
                           help="The numbers behind this chart; the picture (PNG) is in the toolbar at the chart's upper right corner")
 

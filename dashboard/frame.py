@@ -5,6 +5,7 @@ A page that shows old or no data says so first, and what to do; a part that cann
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,12 +98,12 @@ def look(window: str) -> Seen | None:
     slot = st.container()
     try:
         status, problem = _cached_json(api_url(), "/v1/status", ()), ""
-        st.session_state["seen_status"] = status
+        if not isinstance(status, Mapping):
+            raise Disconnected(UNREADABLE, "odd")
+        st.session_state["seen_status"], st.session_state["seen_at"] = status, time.time()
     except Disconnected as error:
-        status, problem = st.session_state.get("seen_status"), str(error)
+        status, problem = st.session_state.get("seen_status"), error.trouble
     st.session_state["away"] = bool(problem)
-    if not isinstance(status, Mapping):
-        status, problem = None, problem or UNREADABLE
     with slot:
         _state(status, problem)
     if status is None:
@@ -122,18 +123,18 @@ def _state(status: Mapping[str, Any] | None, problem: str) -> None:
         panels.band(None, problem, api_url())
         return
     if problem:
-        at = words.clock(status.get("now"), now=float(status.get("now") or 0))
+        said = panels.away(status, problem, api_url())
         with st.container(key="verdict-disconnected"):
-            st.warning(f"**Disconnected** {words.plain(problem)}. What stands below is from {at} and is no longer true for sure. Start the daemon with "
-                       "`klaxon run`; this page tries again by itself.", icon=":material/cloud_off:")
+            st.warning(f"**{said.title}** {said.text}", icon=":material/cloud_off:")
         return
     verdict = words.verdict(status, [])
-    if verdict.tone != "good":
+    if verdict.tone != "good" and verdict.state != "learning":
         box, icon = panels.BANDS[verdict.tone]
         with st.container(key=f"verdict-{verdict.state}"):
             box(f"**{verdict.title}** {verdict.text}", icon=icon)
     now = float(status.get("now") or 0)
-    st.caption(f"Run **{words.plain(status.get('run', 'unknown'))}** · {words.TIERS.get(status.get('tier'), 'Tier unknown')} · as of {words.clock(now, now=now)}")
+    st.caption(f"Run **{words.plain(status.get('run', 'unknown'))}** · {words.TIERS.get(status.get('tier'), 'Tier unknown')} · "
+               f"as of {words.clock(now, now=now)}" + (" · still learning what is normal" if verdict.state == "learning" else ""))
 
 
 def tiles(cells: Iterable[tuple[str, str, str, str]]) -> None:

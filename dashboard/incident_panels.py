@@ -13,7 +13,7 @@ from dashboard.client_incident import Dossier
 from dashboard.drawing import download, nothing, plot, title
 from dashboard.panels import BANDS, EVENT_ICONS, EVENTS_SHOWN
 from dashboard.timeline import deeds, timeline
-from dashboard.words import STALE_SECONDS, clock, duration, plain
+from dashboard.words import clock, plain, verdict
 
 TONES = {"firing": "bad", "acknowledged": "warn", "resolved": "good"}
 ICONS = {"firing": ":material/notifications_active:", "acknowledged": ":material/person_check:", "resolved": ":material/check_circle:"}
@@ -38,10 +38,10 @@ def headline(found: Dossier) -> None:
             st.badge("no diagnosis", icon=":material/troubleshoot:", color="gray")
         for one in _in_force(found):
             st.badge(f"silenced until {clock(one.get('ends_at'), now=now)}", icon=":material/notifications_off:", color="gray")
-    behind = now - float(found.shot.status.get("heartbeat_at") or now)
-    if behind > STALE_SECONDS:
-        st.warning(f"Stale: the daemon answers, but its rounds have stopped for {duration(behind)}. What stands here is old: look at its log, then restart it.",
-                   icon=":material/visibility_off:")
+    said = verdict(found.shot.status, [])
+    if said.state in ("stale", "stored"):
+        box, icon = BANDS[said.tone]
+        box(f"**{said.title}** {said.text}", icon=icon)
     st.caption(f"Run **{plain(incident.get('run', 'unknown'))}** · `{_code(incident.get('id'))}` · alarm in batch {plain(incident.get('alarm_t'))} · as of {clock(now, now=now)}")
 
 
@@ -108,8 +108,12 @@ def where(found: Dossier) -> None:
         plot(bars.slices(found, "position", "Positions in the rollout, tokens"), bars.specification)
     with right:
         plot(bars.slices(found, "version", "Weight versions"), bars.specification)
-    if place.exists("slices"):
-        place.link("slices", "All slices", icon=":material/grid_view:")
+    with st.container(horizontal=True, gap="medium"):
+        if place.exists("slices"):
+            place.link("slices", "All slices", icon=":material/grid_view:")
+        if place.exists("tokens"):
+            place.link("tokens", "Worst rollouts since the change, token by token", icon=":material/format_color_text:", incident=found.incident.get("id"),
+                       slice=None, rollout=None)
 
 
 def messages(found: Dossier) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
-from dashboard import now_numbers, place, story, words
+from dashboard import now_numbers, place, story, trouble, words
 from dashboard.client import Snapshot
 from dashboard.words import clock, duration, number, percent, plain
 
@@ -41,14 +42,16 @@ def band(shot: Snapshot | None, problem: str, api: str) -> None:
 
 
 def disconnected(shot: Snapshot | None, problem: str, api: str) -> words.Verdict:
-    """What to do while the daemon does not answer."""
-    seen = ""
-    if shot is not None:
-        now = float(shot.status.get("now") or 0)
-        seen = f" What stands below is from {clock(now, now=now)} and is no longer true for sure."
-    return words.Verdict(state="disconnected", tone="warn", title="Disconnected", text=(
-        f"{plain(problem[:1].upper() + problem[1:])}.{seen}\n\nStart it with `klaxon run`, or set `KLAXON_API` for this page "
-        f"(now `{api.replace('`', '')}`). This page tries again every two seconds. The training run itself is not affected."))
+    """What to do while the daemon does not answer, or not as it should."""
+    return away(None if shot is None else shot.status, problem, api)
+
+
+def away(status: Mapping[str, Any] | None, problem: str, api: str) -> words.Verdict:
+    """The same over what the last status said, and how long ago it came."""
+    if status is None:
+        return trouble.band(problem, api=api)
+    now, seen_at = float(status.get("now") or 0), st.session_state.get("seen_at")
+    return trouble.band(problem, api=api, as_of=clock(now, now=now), age_seconds=None if seen_at is None else max(0.0, time.time() - seen_at))
 
 
 def incidents(shot: Snapshot) -> None:

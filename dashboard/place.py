@@ -1,8 +1,9 @@
-"""Where the reader is: the page's path, and `incident`, `window` and `slice` in the address. A link shows what its sender saw.
+"""Where the reader is: the page's path, and `run`, `incident`, `window`, `slice` and `rollout` in the address. A link shows what its sender saw.
 
-The address is the truth. It is kept through page switches, which by themselves forget everything behind the question mark.
+The address is the truth, and only what the reader does writes it: every link between pages carries it whole. A page that completed its
+own address after it was entered would leave two steps in the browser's history, and Back would have to be pressed twice.
 
-    /incident?incident=inc_3f2a9d6b1c07
+    /incident?run=grpo-7b&incident=inc_3f2a9d6b1c07
     /slices?window=3h&slice=replica=http://10.0.0.3:8000&slice=position=4-16k
 """
 
@@ -17,21 +18,24 @@ WINDOWS = {"5m": 300.0, "30m": 1800.0, "3h": 10_800.0, "24h": 86_400.0, "all": N
 """`window` in the address → seconds back from now; None = the whole run."""
 _SHOWN = {"5m": "5 min", "30m": "30 min", "3h": "3 h", "24h": "24 h", "all": "All"}
 DEFAULT_WINDOW = "30m"
-KEYS = ("incident", "window", "slice")
+KEYS = ("run", "incident", "window", "slice", "rollout")
 LONGEST = 512  # characters of one value; the rest of a longer one is no place of ours
-_KEPT, _WIDGET, _PAGES = "place-kept", "place-window", "place-pages"
+_WIDGET, _PAGES, _NEXT = "place-window", "place-pages", "place-next"
 
 
-def enter(pages: Mapping[str, Any], page: str) -> None:
-    """Called once a run, before the page named `page`: on a page just entered, what the address does not say is taken over from the page
-    before. `pages`: file name without its ending → st.Page, for links."""
+def enter(pages: Mapping[str, Any]) -> None:
+    """Called once a run, before anything else. `pages`: file name without its ending → st.Page, for links."""
     st.session_state[_PAGES] = dict(pages)
-    before = st.session_state.get(_KEPT) or {"page": page}
-    if before["page"] != page:
-        for key in KEYS:
-            if key not in st.query_params and before.get(key):
-                st.query_params[key] = before[key]
-    st.session_state[_KEPT] = {"page": page, **_said()}
+    if (changes := st.session_state.pop(_NEXT, None)) is not None:
+        go(**changes)
+
+
+def navigation(titles: Mapping[str, tuple[str, str]], page: str) -> None:
+    """The row of links to every page, at the same place. `titles`: name → title and icon; `page`: the title of the one that is shown."""
+    with st.container(horizontal=True, gap="small", key="navigation"):
+        for name, (title, icon) in titles.items():
+            with st.container(width="content", key=f"navigation-{name}{'-here' if title == page else ''}"):
+                link(name, title, icon=icon)
 
 
 def exists(page: str) -> bool:
@@ -53,9 +57,19 @@ def window_control() -> str:
     return window()
 
 
+def run() -> str:
+    """The run's name, empty where the address names none. `runs.here` finds its daemon."""
+    return st.query_params.get("run", "")[:LONGEST]
+
+
 def incident() -> str | None:
     """The incident's id, or None where the address names none."""
     return st.query_params.get("incident", "")[:LONGEST] or None
+
+
+def rollout() -> str | None:
+    """The keyed hash of the rollout that is looked at, or None where the address names none."""
+    return st.query_params.get("rollout", "")[:LONGEST] or None
 
 
 def slice_() -> dict[str, str]:
@@ -65,13 +79,19 @@ def slice_() -> dict[str, str]:
 
 
 def go(**changes: Any) -> None:
-    """Write to the address: `incident` and `window` as text, `slice` as a mapping; None or nothing takes one out."""
-    for key, value in _written(changes).items():
-        if value:
-            st.query_params[key] = value
-        elif key in st.query_params:
-            del st.query_params[key]
-    st.session_state[_KEPT] = {**(st.session_state.get(_KEPT) or {"page": ""}), **{key: None for key in KEYS}, **_said()}
+    """Write to the address: `run`, `incident`, `window` and `rollout` as text, `slice` as a mapping; None or nothing takes one out.
+
+    Within a fragment, end with st.rerun(): the links around it carry the new address only then."""
+    now = {key: st.query_params.get_all(key) for key in st.query_params}
+    then = {key: value for key, value in {**now, **_written(changes)}.items() if value}
+    if {key: [value] if isinstance(value, str) else value for key, value in then.items()} != now:
+        st.query_params.from_dict(then)  # at once: every single write is a step of the browser's history
+
+
+def later(**changes: Any) -> None:
+    """`go`, for a widget's callback: what a callback writes to the address itself reaches the browser one run late. Within a fragment,
+    end with st.rerun()."""
+    st.session_state[_NEXT] = changes
 
 
 def link(page: str, label: str, *, icon: str | None = None, help: str | None = None, **changes: Any) -> None:
@@ -102,4 +122,4 @@ def _written(changes: Mapping[str, Any]) -> dict[str, str | list[str]]:
 
 
 def _choose_window() -> None:
-    go(window=st.session_state[_WIDGET])
+    later(window=st.session_state[_WIDGET])

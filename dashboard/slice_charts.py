@@ -128,10 +128,11 @@ def replicas(table: pd.DataFrame, *, start: float, end: float) -> dict[str, pd.D
     """replica → rows of its small chart, the one furthest off first; axes and the grey line are shared. Times: UTC seconds."""
     rows = cells(table, "replica")
     rows["replica"] = table["replica"].astype(str)
-    together = [{"row": "all", "at": at, "value": (part["value"] * part["n"]).sum() / part["n"].sum()} for at, part in rows.groupby("at")]
+    weighed = (rows["value"] * rows["n"]).groupby(rows["at"]).sum() / rows.groupby("at")["n"].sum()
+    together = pd.DataFrame({"row": "all", "at": weighed.index, "value": weighed.to_numpy()})
     top = float(rows["high"].max())
-    frame = [{"row": "frame", "at": 1000 * start, "value": 0.0}, {"row": "frame", "at": 1000 * end, "value": top}]
-    shared = pd.DataFrame([*frame, *together])
+    frame = pd.DataFrame({"row": "frame", "at": [1000 * start, 1000 * end], "value": [0.0, top]})
+    shared = pd.concat([frame, together], ignore_index=True)
     means = (rows["value"] * rows["n"]).groupby(rows["replica"]).sum() / rows.groupby("replica")["n"].sum()
     return {name: pd.concat([shared, rows[rows["replica"] == name].drop(columns="replica")], ignore_index=True)
             for name in means.sort_values(ascending=False).index}

@@ -102,6 +102,10 @@ def percent(value: float | None) -> str:
 def verdict(status: Mapping[str, Any], incidents: list[dict[str, Any]]) -> Verdict:
     """What the daemon says, in plain words; a daemon that stands still is not believed."""
     now = float(status.get("now") or 0)
+    if status.get("sealed"):
+        return Verdict(state="stored", tone="info", title="Stored run · read only", text=(
+            f"The files of a run that Klaxon no longer watches, as they were at {clock(now, now=0)}. Nothing new arrives here and nothing can be changed; "
+            "what was found stays readable. To watch the run again: `klaxon run` with its config.toml."))
     behind = now - float(status.get("heartbeat_at") or now)
     if behind > STALE_SECONDS:
         return Verdict(state="stale", tone="warn", title=f"Stale · nothing new for {duration(behind)}",
@@ -109,10 +113,19 @@ def verdict(status: Mapping[str, Any], incidents: list[dict[str, Any]]) -> Verdi
                             "Look at its log, then restart it; nothing recorded is lost.")
     said = plain(status.get("verdict_text") or "")
     state = str(status.get("verdict") or "starting")
+    since_batch = now - float(status.get("last_batch_at") or now)
+    if state in ("healthy", "learning") and since_batch > max(STALE_SECONDS, 3 * float(status.get("batch_seconds") or 0)):
+        return Verdict(state="stale", tone="warn", title=f"Stale · the last batch is {duration(since_batch)} old",
+                       text="Rollouts arrive but none has been judged since: charts and evidence below are old. See **Klaxon** for the backlog and the "
+                            "scorer, and the daemon's log for what holds it up.")
     if state == "mismatch":
         began = min((since(item) for item in incidents if item.get("state") != "resolved" and since(item)), default=None)
         ago = f" since {clock(began, now=now)} · {duration(now - began)}" if began else ""
         return Verdict(state=state, tone="bad", title=f"Mismatch{ago}", text=said)
+    if state == "healthy" and status.get("learning") and status.get("tier"):
+        return Verdict(state="learning", tone="info", title="Learning · nothing wrong so far", text=(
+            f"{said} Klaxon is still learning what normal looks like for this run: hard facts and bets already page, a slow drift does not yet. "
+            "There is nothing to do but let it run; **Klaxon** says which detectors still learn."))
     title, tone, fallback = _STATES.get(state, _STATES["starting"])
     return Verdict(state=state, tone=tone, title=title, text=said or fallback)
 

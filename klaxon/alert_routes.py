@@ -1,6 +1,6 @@
 """What people do to incidents, over HTTP: acknowledge, silence, ask why. For the command line, the page and scripts.
 
-Writes ask for the daemon's token wherever one is set; off loopback the daemon does not start without one (app.read_token).
+Writes ask for the daemon's token wherever one is set; off loopback the daemon does not start without one (outsiders.read_token).
 A browser may not write at all: a request that names an Origin, or is no JSON, is refused, so that no web page the operator
 happens to visit can silence alerts of a daemon on loopback.
 """
@@ -33,30 +33,30 @@ def alerts_router(alerts: Alerts, *, token: str | None, verdict: Callable[[str, 
 
     @router.post("/v1/incidents/{incident}/ack")
     async def acknowledge(incident: str, request: Request) -> Response:
-        if (refusal := _refusal(request, token)) is not None:
-            return refusal
+        if (refused := refusal(request, token)) is not None:
+            return refused
         said = await _body(request, {"author", "reason"})
         found = await run_in_threadpool(alerts.acknowledge, incident, by=said.get("author", ""), reason=str(said.get("reason", "")), now=clock())
         return JSONResponse({"id": found.id, "state": found.state, "title": found.title})
 
     @router.post("/v1/silences")
     async def silence(request: Request) -> Response:
-        if (refusal := _refusal(request, token)) is not None:
-            return refusal
+        if (refused := refusal(request, token)) is not None:
+            return refused
         said = await _body(request, None)
         return JSONResponse(await run_in_threadpool(alerts.desk.silence, said, now=clock()), status_code=201)
 
     @router.post("/v1/messages/{message}/resend")
     async def resend(message: str, request: Request) -> Response:
-        if (refusal := _refusal(request, token)) is not None:
-            return refusal
+        if (refused := refusal(request, token)) is not None:
+            return refused
         await _body(request, set())
         return JSONResponse({"id": message, "sends": await run_in_threadpool(alerts.redeliver, message)})
 
     @router.delete("/v1/silences/{silence}")
     async def expire(silence: str, request: Request) -> Response:
-        if (refusal := _refusal(request, token, body=False)) is not None:
-            return refusal
+        if (refused := refusal(request, token, body=False)) is not None:
+            return refused
         return JSONResponse(await run_in_threadpool(alerts.desk.expire, silence, now=clock()))
 
     return router
@@ -88,7 +88,8 @@ def add_reads(router: APIRouter, alerts: Alerts, verdict: Callable[[str, float],
         return JSONResponse(verdict(run, clock()).to_json())
 
 
-def _refusal(request: Request, token: str | None, *, body: bool = True) -> Response | None:
+def refusal(request: Request, token: str | None, *, body: bool = True) -> Response | None:
+    """Why this request may not write (a browser, no token, no JSON body); None when it may."""
     if request.headers.get("origin") is not None:
         return JSONResponse({"error": "browsers may not write here"}, status_code=403)
     given = request.headers.get("authorization", "").removeprefix("Bearer ")

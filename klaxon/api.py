@@ -24,8 +24,10 @@ from collector.metric_table import METRICS
 from collector.records import Population
 from collector.store import Store
 from klaxon import quarantine
+from klaxon.answers import Answers, arrow_bytes
 from klaxon.api_metrics import RunCollector
 from klaxon.slice_routes import slices_router
+from klaxon.token_routes import token_router
 
 log = logging.getLogger("klaxon.api")
 
@@ -55,10 +57,12 @@ def build_api(store: Store, live: Live) -> FastAPI:
     """The read API over a store and a running daemon. A fault answers JSON {"error": text}, never a traceback."""
     app = FastAPI(title="Klaxon read API", docs_url=None, redoc_url=None)
     app.state.faults = 0
+    answers = app.state.answers = Answers(store)
     _add_state(app, store, live)
-    _add_series(app, store)
+    _add_series(app, store, answers)
     _add_quarantine(app, store, live)
-    app.include_router(slices_router(store, live))
+    app.include_router(slices_router(store, live, answers))
+    app.include_router(token_router(store, live))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RunCollector(store, live, faults=lambda: app.state.faults))
 
@@ -80,21 +84,21 @@ def build_api(store: Store, live: Live) -> FastAPI:
 def _add_state(app: FastAPI, store: Store, live: Live) -> None:
     @app.get("/healthz")
     def healthz() -> Response:
-        return _json({"ok": True, "batches": store.next_t()})
+        return as_json({"ok": True, "batches": store.next_t()})
 
     @app.get("/v1/status")
     def status() -> Response:
-        return _json(live.status())
+        return as_json(live.status())
 
     @app.get("/v1/incidents")
     def incidents() -> Response:
-        return _json(live.incidents())
+        return as_json(live.incidents())
 
     @app.get("/v1/events")
     def events(since: Time = None, limit: Annotated[int, Query(ge=1, le=5000)] = 500) -> Response:
         rows = store.query('SELECT "at", kind, text, data FROM events WHERE "at" >= ? ORDER BY "at" DESC LIMIT ?',
                            [-1e18 if since is None else since, limit])
-        return _json([{"at": at, "kind": kind, "text": text, "data": json.loads(data)} for at, kind, text, data in rows])
+        return as_json([{"at": at, "kind": kind, "text": text, "data": json.loads(data)} for at, kind, text, data in rows])
 
     @app.get("/v1/weights")
     def weights(limit: Annotated[int, Query(ge=1, le=5000)] = 200) -> Response:
@@ -102,36 +106,43 @@ def _add_state(app: FastAPI, store: Store, live: Live) -> None:
         rows = store.query(
             "SELECT version, any_value(path), min(published_at), any_value(digest), min(seen_at), min(engine_at) "
             "FROM weights GROUP BY version ORDER BY max(coalesce(seen_at, engine_at)) DESC LIMIT ?", [limit])
-        return _json([dict(zip(columns, row, strict=True)) for row in rows])
+        return as_json([dict(zip(columns, row, strict=True)) for row in rows])
 
 
-def _add_series(app: FastAPI, store: Store) -> None:
+def _add_series(app: FastAPI, store: Store, answers: Answers) -> None:
     @app.get("/v1/series")
     def read_series(start: Time = None, end: Time = None, max_points: Points = 600, replica: Name = None,
                     position: Name = None, version: Name = None, population: Compared = "served", signal: Signals = None) -> Response:
+        asked = {"max_points": max_points, "replica": replica, "position": position, "version": version, "population": population,
+                 "names": tuple(signal or ())}
         with _refusing():
-            return _arrow(series.read_series(store, start=start, end=end, max_points=max_points, replica=replica,
-                                             position=position, version=version, population=population, names=signal or ()))
+            return _kept(answers.table(("series", *asked.values()), ("batches", "series", "slices"), (start, end),
+                                       lambda: series.read_series(store, start=start, end=end, **asked)))
 
     @app.get("/v1/signals")
     def read_signals() -> Response:
-        return _json([{"name": metric.name, "formula": metric.formula, "direction": metric.direction, "level": metric.level,
+        return as_json([{"name": metric.name, "formula": metric.formula, "direction": metric.direction, "level": metric.level,
                        "unit": metric.unit} for metric in METRICS])
 
     @app.get("/v1/slices")
     def read_slices(start: Time = None, end: Time = None, by: str = ",".join(series.SLICE_KEYS),
                     population: Compared = "served", signal: Signals = None) -> Response:
+        asked = {"by": tuple(by.split(",")), "population": population, "names": tuple(signal or ())}
         with _refusing():
-            return _arrow(series.read_slices(store, start=start, end=end, by=by.split(","), population=population, names=signal or ()))
+            return _kept(answers.table(("slices", start is None, *asked.values()), ("batches", "slices"), (start, end),
+                                       lambda: series.read_slices(store, start=start, end=end, **asked)))
 
     @app.get("/v1/evidence")
     def read_evidence(start: Time = None, end: Time = None, max_points: Points = 600, latest: bool = False) -> Response:
-        return _arrow(series.read_evidence(store, start=start, end=end, max_points=max_points, latest=latest))
+        return _kept(answers.table(("evidence", max_points, latest), ("batches", "evidence"), (start, end), lambda: series.read_evidence(
+            store, start=start, end=end, max_points=max_points, latest=latest)))
 
     @app.get("/v1/metrics")
     def read_metrics(name: Annotated[list[str] | None, Query()] = None, start: Time = None, end: Time = None,
                      max_points: Points = 600) -> Response:
-        return _arrow(series.read_metrics(store, names=name or (), start=start, end=end, max_points=max_points))
+        names = tuple(name or ())
+        return _kept(answers.table(("metrics", names, max_points), ("metrics",), (start, end), lambda: series.read_metrics(
+            store, names=names, start=start, end=end, max_points=max_points), over="metrics"))
 
     @app.get("/v1/rollouts")
     def read_rollouts(start: Time = None, end: Time = None,
@@ -143,7 +154,7 @@ def _add_quarantine(app: FastAPI, store: Store, live: Live) -> None:
     """What an incident taints (docs/quarantine.md). `incident`: an id, a unique beginning of one, or "last"."""
     @app.get("/v1/quarantine/{incident}")
     def summary(incident: str) -> Response:
-        return _json(quarantine.summary(store, quarantine.choose(live.incidents(), incident)))
+        return as_json(quarantine.summary(store, quarantine.choose(live.incidents(), incident)))
 
     @app.get("/v1/quarantine/{incident}/rollouts")
     def rollouts(incident: str) -> Response:
@@ -151,7 +162,7 @@ def _add_quarantine(app: FastAPI, store: Store, live: Live) -> None:
 
     @app.post("/v1/request-hashes")
     def request_hashes(ids: Annotated[list[str], Body(embed=True, max_length=MOST_IDS)]) -> Response:
-        return _json([store.request_hash(one) for one in ids])
+        return as_json([store.request_hash(one) for one in ids])
 
 
 @contextmanager
@@ -169,7 +180,8 @@ def _fault(app: FastAPI, request: Request, error: Exception, *, code: int, text:
     return JSONResponse({"error": text}, status_code=code)
 
 
-def _json(value: Any) -> Response:
+def as_json(value: Any) -> Response:
+    """Any plain value as a JSON answer; what JSON does not know is null."""
     return Response(json.dumps(_plain(value)), media_type="application/json")
 
 
@@ -187,7 +199,8 @@ def _plain(value: Any, *, other: Callable[[Any], Any] = str) -> Any:
 
 
 def _arrow(table: pa.Table) -> Response:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return Response(sink.getvalue().to_pybytes(), media_type=ARROW)
+    return _kept(arrow_bytes(table))
+
+
+def _kept(stream: bytes) -> Response:
+    return Response(stream, media_type=ARROW)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import signal
 import threading
 import time
@@ -16,24 +15,31 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
+from alerts.db import Database
 from alerts.service import Alerts
-from collector.errors import ConfigError, Unavailable
+from collector.errors import Unavailable
+from collector.records import Rollout, Score
 from collector.sources.inbox import TapInbox
 from collector.sources.trainer_logprobs import parse_trainer_word
 from collector.store import Store
 from detectors.bank import Bank
 from klaxon.alert_routes import alerts_router
 from klaxon.api import build_api
+from klaxon.backup_routes import backup_router
 from klaxon.bank_state import load, load_requests
 from klaxon.batches import BatchBuilder
 from klaxon.canary import Canary
 from klaxon.chores import schedule
+from klaxon.claims import claimed
 from klaxon.config import Config
+from klaxon.cursors import Cursors
 from klaxon.diagnose_task import Diagnostician
-from klaxon.heartbeat import Heartbeat, heartbeat_of
+from klaxon.exports.exports import FEED_SECONDS, Exports
+from klaxon.health import health_router
+from klaxon.heartbeat import heartbeat_of
 from klaxon.ingest import Ingest, ingest_router
 from klaxon.live import Live
-from klaxon.outsiders import OutsidersNeedTheToken
+from klaxon.outsiders import OutsidersNeedTheToken, read_token
 from klaxon.probe import EngineProbe
 from klaxon.sealed import keep_status
 from klaxon.serving import servers, serving
@@ -42,6 +48,7 @@ from klaxon.taps import TapBook
 from klaxon.trainer_side import TrainerSide
 from klaxon.watch import Hooks, Watch
 from klaxon.worker import Worker
+from klaxon.worst import WorstRollouts, tokenizer_folders
 
 if TYPE_CHECKING:
     from klaxon.shadow_views import ShadowViews
@@ -79,22 +86,28 @@ class Daemon:
     def _wire(self, folder: Path) -> None:
         config, lock = self.config, threading.Lock()
         self.bank = Bank(config.detectors, batch_seconds=config.daemon.batch_seconds)
+        self.worst = WorstRollouts(config.store, self.store, folders=tokenizer_folders(config, self.shadow))
+        self.store.token_retention(time.time(), config.store)  # a lower tier than the last daemon's holds at once
         first_t = self._replay()
+        self.cursors = Cursors(Database(folder / "control.sqlite"), next_t=self.store.forget_unstored())
         builder = BatchBuilder(started_at=self.started_at, batch_seconds=config.daemon.batch_seconds,
                                watermark_seconds=config.daemon.watermark_seconds, first_t=first_t)
         self.trainer.bet = lambda gains: _file_gains(builder, lock, gains)
         self.worker = Worker(config, inbox=self.inbox, builder=builder, builder_lock=lock,
                              views=self._views() if config.weights.dir else None, refuse=self.ingest.refuse,
-                             file_rollouts=self.store.append_rollouts, note=self.trainer.ledger.note,
-                             opening=lambda: self.shadow is not None and bool(self.shadow.published))
+                             file_rollouts=self._file_rollouts, note=self.trainer.ledger.note,
+                             opening=lambda: self.shadow is not None and bool(self.shadow.published), kept=self.cursors.kept)
+        self.cursors.read_so_far = self.worker.read_so_far
         load_requests(folder, self.worker.filing.requests)
         self.diagnostician = Diagnostician(config, worker=self.worker, shadow=self.shadow, taps=self.taps,
                                            alerts=self.alerts, say=self.say)
         self.canary = Canary(config.engine.url, config.canary, config.trainer.sampling.sampling(),
                              last_rollout_at=lambda: self.worker.last_rollout_at, say=self.say)
         self.live = Live(self)
+        self.exports = Exports(config, self.store, status=self.live.status, incidents=self.live.incidents)
         hooks = Hooks(say=self.say, observe=self.live.observation, quick=self.diagnostician.quick, diagnose=self.diagnostician.start,
-                      after_batch=self.diagnostician.after_batch, take_counts=self._take_counts, suspects=self._suspects, requests_state=self._requests_state)
+                      after_batch=self._after_batch, take_counts=self._take_counts, suspects=self._suspects, storing=self.cursors.storing,
+                      requests_state=self._requests_state)
         self.watch = Watch(config, bank=self.bank, builder=builder, builder_lock=lock, store=self.store,
                            alerts=self.alerts, hooks=hooks, clock=time.time)
         self.api: FastAPI = build_api(self.store, self.live)
@@ -103,7 +116,18 @@ class Daemon:
         self.heartbeat = heartbeat_of(self)
         self.api.include_router(ingest_router(self.ingest, token=self.token, weights=self.trainer.take_checked_weights))
         self.api.include_router(alerts_router(self.alerts, token=self.token, verdict=self.live.judged))
+        self.api.include_router(health_router(self))
+        self.api.include_router(backup_router(self.store, folder, token=self.token, keep_status=self.keep_status))
         self.socket = Path(config.daemon.socket or folder / "klaxon.sock")
+
+    def _file_rollouts(self, t: int, pairs: list[tuple[Rollout, Score]]) -> None:
+        self.store.append_rollouts(t, pairs)
+        self.worst.offer(t, pairs)
+
+    def _after_batch(self) -> None:
+        self.diagnostician.after_batch()
+        if self.watch.last_batch is not None:
+            self.worst.keep(self.watch.last_batch.t)
 
     def _requests_state(self) -> list[dict[str, Any]]:
         with self.worker.builder_lock:  # the worker learns under it
@@ -125,6 +149,8 @@ class Daemon:
 
     def _replay(self) -> int:
         """Take up the evidence where the last daemon of this run left it; returns the next batch number."""
+        for said in self.store.migrated:
+            self.say("daemon", said, {})
         folder, detectors = Path(self.config.run.dir), self.config.detectors
         kept, why = load(folder, detectors, batch_seconds=self.config.daemon.batch_seconds)
         self.bank = kept or self.bank
@@ -208,6 +234,8 @@ class Daemon:
             ("checkpoint", self.store.checkpoint, store_config.checkpoint_seconds),
             ("retention", lambda: self.store.retention(time.time(), store_config), RETENTION_SECONDS),
         ]
+        if self.exports.relays:
+            chores.append(("exports", self.exports.feed, FEED_SECONDS))
         if self.config.engine.url:
             chores.append(("probe", lambda: self.probe.probe(time.time()), self.config.engine.probe_seconds))
             if self.config.canary.prompts:
@@ -226,28 +254,6 @@ def _file_gains(builder: BatchBuilder, lock: threading.Lock, gains: dict[str, fl
         builder.add(builder.window_of(now, now=now), gains=gains)
 
 
-def read_token(config: Config) -> str | None:
-    """The tap token from its file or environment variable; None = no token asked (loopback and socket only).
-
-    Raises:
-        ConfigError: the file cannot be read, or the API would be reachable from outside without a token.
-    """
-    daemon = config.daemon
-    if daemon.token_file:
-        try:
-            found = Path(daemon.token_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigError(f"daemon.token_file: {daemon.token_file} cannot be read ({error.strerror})") from None
-        if not found:
-            raise ConfigError(f"daemon.token_file: {daemon.token_file} is empty; put the token there")
-        return found
-    token = os.environ.get(daemon.token_env) or None
-    if token is None and daemon.host not in ("127.0.0.1", "localhost", "::1"):
-        raise ConfigError(f"daemon.host is {daemon.host}, reachable from outside: set {daemon.token_env} or "
-                          "daemon.token_file, or go back to 127.0.0.1")
-    return token
-
-
 async def serve(config: Config) -> None:
     """Run the daemon until SIGINT or SIGTERM; then stop the sources, drain, seal and leave.
 
@@ -261,9 +267,14 @@ async def serve(config: Config) -> None:
         loop.add_signal_handler(number, stopping.set)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(daemon.store.close)
+        stack.callback(daemon.cursors.close)
+        stack.callback(daemon.worst.keep)
         daemon.alerts.start()
         stack.callback(daemon.alerts.stop)
-        for thread in (daemon.worker, daemon.watch):
+        daemon.exports.start()
+        stack.callback(daemon.exports.stop)
+        at_rest = stack.enter_context(contextlib.ExitStack())  # what a daemon that ran does once its threads have ended
+        for thread in (daemon.watch, daemon.worker):  # left in the other order: the worker files what has come in, the watch seals it
             thread.start()
             stack.callback(_stop_thread, thread)
         scheduler = schedule(daemon.chores(), daemon.counts)
@@ -272,9 +283,12 @@ async def serve(config: Config) -> None:
         for server in servers(daemon):
             await stack.enter_async_context(serving(server, stopping))
         daemon.say("daemon", f"Klaxon watches run {config.run.name}", {})
+        for other in stack.enter_context(claimed(config)):
+            log.warning("a second sidecar: %s is already watched by run %s (pid %s, %s); stop one of the two", other["what"], *map(other.get, ("run", "pid", "api")))
+            daemon.say("second_sidecar", f"{other['what']} is already watched by run {other.get('run')} (pid {other.get('pid')}): every fault is told twice", other)
         await stopping.wait()
         daemon.say("daemon", "Klaxon stops", {})
-        daemon.keep_status()
+        at_rest.callback(daemon.keep_status)
 
 
 def _stop_thread(thread: Worker | Watch) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from collector import signals
 from collector.records import BatchStats, SliceStats
+from collector.sources.progress import Mark
 
 
 class BatchBuilder:
@@ -23,6 +25,7 @@ class BatchBuilder:
         self._slices: dict[int, list[SliceStats]] = defaultdict(list)
         self._gains: dict[int, Counter[str]] = defaultdict(Counter)
         self._counts: dict[int, Counter[str]] = defaultdict(Counter)
+        self._marks: dict[int, list[Mark]] = defaultdict(list)
 
     def window_of(self, at: float, *, now: float) -> int:
         """The batch number for what happened `at`; the future is taken for now, what belongs to a closed batch goes into the oldest open one."""
@@ -36,8 +39,10 @@ class BatchBuilder:
         return self._first_t + int((min(at, now) - self.started_at) // self.batch_seconds)
 
     def add(self, t: int, *, slices: Iterable[SliceStats] = (), gains: Mapping[str, float] = {},
-            counts: Mapping[str, int] = {}) -> None:
-        """Add one rollout's statistics to batch t."""
+            counts: Mapping[str, int] = {}, mark: Mark | None = None) -> None:
+        """Add one rollout's statistics to batch t. `mark`: where it was read, to be settled once batch t is stored."""
+        if mark is not None:
+            self._marks[t].append(mark)
         self._slices[t].extend(slices)
         for stream, gain in gains.items():
             self._gains[t][stream] += gain
@@ -50,6 +55,25 @@ class BatchBuilder:
             closed.append(self._close(self._next_t))
             self._next_t += 1
         return closed
+
+    def close_all(self, now: float) -> list[BatchStats]:
+        """Every batch that has begun, for a daemon that stops at `now`; the open one is cut short, and left out where nothing is in it."""
+        closed = self.close_due(now)
+        while now >= self._closes_at(self._next_t):  # ended, and no late rollout will come any more
+            closed.append(self._close(self._next_t))
+            self._next_t += 1
+        if any(self._next_t in held for held in (self._slices, self._gains, self._counts, self._marks)):
+            closed.append(replace(self._close(self._next_t), closed_at=now))
+            self._next_t += 1
+        return closed
+
+    def take_marks(self, t: int) -> list[Mark]:
+        """Where the rollouts of closed batch t were read; once."""
+        return self._marks.pop(t, [])
+
+    def seconds_left(self, now: float) -> float:
+        """Until the oldest open batch is closed and judged, seconds."""
+        return max(0.0, self._closes_at(self._next_t) + self.watermark_seconds - now)
 
     def _closes_at(self, t: int) -> float:
         return self.started_at + (t + 1 - self._first_t) * self.batch_seconds

@@ -1,9 +1,13 @@
-"""Ask a running daemon, for the command line; with the token of KLAXON_TOKEN where there is one."""
+"""Ask a running daemon, for the command line and for scripts; with the token of KLAXON_TOKEN where there is one.
+
+An address is http://host:port, https://host:port, or unix:///path/to/klaxon.sock: the taps' socket answers the same questions.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +15,7 @@ import httpx
 from collector.errors import InputError, Unavailable
 
 DEFAULT_URL = "http://127.0.0.1:8765"
+TIMEOUT_SECONDS = 10.0
 
 
 def get_json(url: str, path: str, **params: Any) -> Any:
@@ -20,7 +25,11 @@ def get_json(url: str, path: str, **params: Any) -> Any:
         Unavailable: nobody answers there, or the answer is an error.
         InputError: somebody else answers there.
     """
-    return _get(url, path, **params).json()
+    response = _get(url, path, **params)
+    try:
+        return response.json()
+    except ValueError:
+        raise InputError(f"what answers {path} is no JSON: that is another program, not a Klaxon daemon", where=url) from None
 
 
 def get_bytes(url: str, path: str, **params: Any) -> bytes:
@@ -51,7 +60,8 @@ def post_message(url: str, message: dict[str, Any]) -> None:
         InputError: the daemon cannot read the message.
     """
     try:
-        response = httpx.post(url.rstrip("/") + "/v1/ingest", content=json.dumps(message).encode(), headers=_token(), timeout=10.0, trust_env=False)
+        with _open(url) as client:
+            response = client.post("/v1/ingest", content=json.dumps(message).encode())
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unavailable(_NOBODY.format(url=url, error=type(error).__name__)) from None
     if response.status_code != 202:
@@ -68,13 +78,25 @@ def _token() -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
+def _open(url: str) -> httpx.Client:
+    """A client of one address. Raises Unavailable: it names a socket that is not there."""
+    common: dict[str, Any] = {"headers": _token(), "timeout": TIMEOUT_SECONDS, "trust_env": False}
+    if url.startswith("unix://"):
+        path = url.removeprefix("unix://")
+        if not Path(path).is_socket():
+            raise Unavailable(_NOBODY.format(url=url, error="there is no such socket"))
+        return httpx.Client(base_url="http://klaxon", transport=httpx.HTTPTransport(uds=path), **common)
+    return httpx.Client(base_url=url.rstrip("/"), **common)
+
+
 def _get(url: str, path: str, **params: Any) -> httpx.Response:
     return _asked("GET", url, path, params=params)
 
 
 def _asked(method: str, url: str, path: str, **how: Any) -> httpx.Response:
     try:
-        response = httpx.request(method, url.rstrip("/") + path, headers=_token(), timeout=10.0, trust_env=False, **how)
+        with _open(url) as client:
+            response = client.request(method, path, **how)
         response.raise_for_status()
         response.headers["content-type"].encode("ascii")
     except httpx.HTTPStatusError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from collector.store_config import StoreConfig
 from detectors.config import DetectorsConfig
 from detectors.reference_config import ReferenceConfig
 from diagnosis.config import DiagnosisConfig
+from klaxon.config_settings import override
+from klaxon.exports.config import ExportsConfig
 from klaxon.spine_config import CanaryConfig, DaemonConfig, EngineConfig, RunConfig, TrainerConfig
 
 
@@ -47,10 +50,11 @@ class Config(BaseModel):
     diagnosis: DiagnosisConfig = Field(default_factory=DiagnosisConfig)
     store: StoreConfig = Field(default_factory=StoreConfig)
     alerts: AlertsConfig = Field(default_factory=AlertsConfig)
+    exports: ExportsConfig = Field(default_factory=ExportsConfig)
 
 
-def load_config(path: str | Path) -> Config:
-    """Read and validate a config file.
+def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
+    """Read and validate a config file; `settings`: single keys on top of it, as KEY=VALUE.
 
     Raises:
         ConfigError: naming the file, the key, what is wrong and, for an unknown key, the nearest known one.
@@ -66,7 +70,7 @@ def load_config(path: str | Path) -> Config:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
-    return parse_config(data, where=str(path))
+    return parse_config(override(data, settings), where=str(path))
 
 
 def parse_config(data: dict[str, Any], *, where: str) -> Config:
@@ -117,6 +121,14 @@ def _model_of(annotation: Any) -> Any:
     return None
 
 
+def meaning_of(section: str, key: str) -> str:
+    """What a key means, e.g. meaning_of("trainer.sampling", "temperature")."""
+    model: Any = Config
+    for part in section.split("."):
+        model = _model_of(model.model_fields[part].annotation)
+    return model.model_fields[key].description or ""
+
+
 def render_defaults() -> str:
     """The default config.toml: every key, its default, and its meaning as a comment."""
     parts = ["# Klaxon's configuration: every key with its default. A key you leave out keeps the default shown here;",
@@ -149,24 +161,27 @@ def _entry(key: str, field: FieldInfo, *, prefix: str = "") -> list[str]:
     meaning = f"# {field.description}"
     if default is None:
         return [meaning if "; unset = " in meaning else f"{meaning} (default: unknown)", f"# {key} ="]
-    return [meaning, f"{prefix}{key} = {_toml(default)}"]
+    return [meaning, f"{prefix}{key} = {toml_value(default)}"]
 
 
 def _example_table(name: str, model: type[BaseModel], field: FieldInfo) -> list[str]:
     lines = [f"# {field.description} One table each; none by default. The keys of a table:", f"# [[{name}]]"]
     for key, inner in model.model_fields.items():
-        shown = "" if inner.is_required() else f" = {_toml(inner.get_default(call_default_factory=True))}"
+        shown = "" if inner.is_required() else f" = {toml_value(inner.get_default(call_default_factory=True))}"
         lines.append(f"#   {key}{shown}  # {inner.description}")
     return [*lines, ""]
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it, tables inline."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (str, list, tuple)):
-        return json.dumps(list(value) if isinstance(value, tuple) else value)
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }" if value else "{}"
+        return "{ " + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + " }" if value else "{}"
     return "(unset)" if value is None else repr(value)
 
 

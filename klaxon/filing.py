@@ -15,6 +15,7 @@ from collector import populations
 from collector.errors import InputError
 from collector.join import Join
 from collector.records import Rollout, Score, SliceStats
+from collector.sources.progress import Mark
 from collector.sources.trainer_logprobs import TrainerWord
 from detectors.contexts import Contexts
 from detectors.gains import rollout_gains
@@ -67,9 +68,10 @@ class Filing:
                 self.join.remember(kept, shadow and replace(shadow, views=populations.needed_later(shadow), entropy_T=None))
             self._note_trainer(kept)
         gains = self._gains(arrived, kept, shadow)
+        counts["bet"] = int(bool(gains))
         if kept is not None and judged is not None:
             gains |= self._odd(t, kept, judged)
-        self._add(t, slices=slices, counts=counts, gains=gains)
+        self._add(t, slices=slices, counts=counts, gains=gains, mark=arrived.mark)
         self.builder.add(t, counts={f"{SEEN}{arrived.replica}": int(arrived.sampled_mask_T.sum())})
         return t, judged
 
@@ -93,7 +95,7 @@ class Filing:
                 compared.append((t, rollout, judged))
                 gains = self._odd(t, rollout, judged)
             self._note_trainer(rollout)
-            self._add(t, slices=slices, counts=counts, gains=gains)
+            self._add(t, slices=slices, counts=counts, gains=gains, mark=rollout.mark)
         return compared, refused
 
     def _note_ids(self, rollout: Rollout) -> None:
@@ -140,6 +142,6 @@ class Filing:
         if rollout.dropped:
             self.counts["dropped_by_trainer"] += 1
 
-    def _add(self, t: int, *, slices: Iterable[SliceStats], counts: Counter[str], gains: dict[str, float] | None = None) -> None:
+    def _add(self, t: int, *, slices: Iterable[SliceStats], counts: Counter[str], gains: dict[str, float], mark: Mark | None) -> None:
         self.counts.update(counts)
-        self.builder.add(t, slices=slices, counts=counts, gains=gains or {})
+        self.builder.add(t, slices=slices, counts=counts, gains=gains, mark=mark)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class Ingest:
     handlers: dict[str, Handler]
     counts: Counter[str] = field(default_factory=Counter)
     refusals: list[str] = field(default_factory=list)  # the newest few, for the operator
+    unauthorised: dict[str, Any] | None = None  # the newest sender without the right token: at (UTC seconds), sender, token (did it have one)
 
     def take(self, body: bytes, *, sender: str) -> tuple[int, list[dict[str, Any]]] | None:
         """Handle one body; returns (accepted, refused lines with reasons), or None when the inbox has no room for it.
@@ -95,6 +97,7 @@ def ingest_router(ingest: Ingest, *, token: str | None,
         if not token or hmac.compare_digest(given.encode(), token.encode()):
             return None
         ingest.counts["unauthorised"] += 1
+        ingest.unauthorised = {"at": time.time(), "sender": request.client.host if request.client else "socket", "token": bool(given)}
         return JSONResponse({"error": "bad or missing token: set KLAXON_TOKEN on the tap"}, status_code=401)
 
     @router.post("/v1/ingest")

@@ -13,12 +13,12 @@ from detectors.hardfacts import EngineSeen, Observation
 from klaxon.audit_view import audit_view
 from klaxon.band_view import band_view
 from klaxon.comparisons import comparisons
+from klaxon.progress import Progress, first_batch, not_firing
 from klaxon.verdict import Seen, Verdict, judge
 
 if TYPE_CHECKING:
     from klaxon.app import Daemon
 
-STALE_SECONDS = 60.0
 SCORED = ("tokens_scored",)  # the one token count of the scorer that is no refusal
 BLINDING = ("engine_unreachable", "no_rollouts", "tap_silent", "scorer_behind", "store_refusing", "disk_low")  # facts that say Klaxon sees nothing
 TIER_BLIND = {
@@ -54,15 +54,18 @@ class Live:
             "heartbeat_at": self.heartbeat_at, "verdict": verdict, "verdict_text": text,
             "budget": daemon.config.detectors.false_alarms, "ln_m": _finite(bank.ln_m), "ln_a": bank.ln_a,
             "learning": bank.learning, "honesty": bank.honesty(), "batch_seconds": daemon.config.daemon.batch_seconds,
-            "t": watch.last_batch.t if watch.last_batch else None, "taps": daemon.taps.listing(now),
+            "first_batch": first_batch(watch.closed, daemon.worker.counts, seconds_left=watch.builder.seconds_left(now)),
+            "t": watch.last_batch.t if watch.last_batch else None,
+            "last_batch_at": watch.last_batch.closed_at if watch.last_batch else None, "taps": daemon.taps.listing(now),
             "engine": {**daemon.taps.engine_config(), **daemon.probe.facts,
                        "url": daemon.config.engine.url, "reachable_at": daemon.probe.reachable_at},
             "scorer": self._scorer(), "weights": self._weights(), "counts": self._counts(),
-            "populations": watch.populations(), "signals": watch.signals(), "staleness": watch.staleness(),
+            "populations": watch.recent.populations(), "signals": watch.recent.signals(), "staleness": watch.recent.staleness(),
             "floor_nats": watch.floor_nats, "blind_spots": self._blind_spots(now),
-            "refusals": daemon.ingest.refusals[-5:], "storage": {"bytes": daemon.store.size_bytes(), "free_bytes": daemon.store.free_bytes()},
+            "refusals": daemon.ingest.refusals[-5:], "storage": self.storage(),
             "notices": daemon.store.notices, "trainer": daemon.trainer.latest,
             "alerts_delivered": daemon.alerts.delivered_count(), "receivers": daemon.alerts.receivers(now),
+            "detectors_at": watch.ticked_at, "exports": daemon.exports.status(),
         }
 
     def reference_band(self) -> dict[str, Any]:
@@ -118,16 +121,16 @@ class Live:
         for verdict, matches in (("mismatch", _is_mismatch), ("blind", lambda incident: not _is_mismatch(incident))):
             if found := [incident for incident in firing if matches(incident)]:
                 return verdict, found[0].title
-        last = daemon.worker.last_rollout_at
-        if last is None:
-            return "starting", "No rollout has arrived yet: is the tap loaded in the engine, and does it know KLAXON_URL?"
-        if now - last > max(STALE_SECONDS, 3 * daemon.config.daemon.batch_seconds):
-            return "blind", f"No rollout for {now - last:.0f} s: Klaxon cannot see the engine."
-        if daemon.watch.last_batch is None:
-            return "starting", "The first batch is being collected."
-        if self.tier == 0:
-            return "healthy", "Sampled tokens follow the reported probabilities. Tier 0 sees no more than that."
-        return "healthy", "Engine and trainer agree about the probability of the sampled tokens."
+        left = daemon.watch.builder.seconds_left(now)
+        return not_firing(Progress(now=now, last_rollout_at=daemon.worker.last_rollout_at, batch_seconds=daemon.config.daemon.batch_seconds,
+                                   seconds_left=left, taken=daemon.worker.counts, closed=daemon.watch.closed, tap=daemon.config.sources.tap))
+
+    def storage(self) -> dict[str, Any]:
+        """Bytes, and what is kept a token ([store] tokens)."""
+        daemon = self._daemon
+        return {"bytes": daemon.store.size_bytes(), "free_bytes": daemon.store.free_bytes(), "tokens": daemon.config.store.tokens,
+                "tokens_ttl_days": daemon.config.store.tokens_ttl_days, "tokens_words_ttl_hours": daemon.config.store.tokens_words_ttl_hours,
+                "token_texts_missing": daemon.worst.counts["token_texts_missing"], "tokenizers": dict(daemon.worst.texts.failures)}
 
     def _scorer(self) -> dict[str, Any]:
         worker, shadow = self._daemon.worker, self._daemon.shadow
@@ -158,7 +161,8 @@ class Live:
     def _counts(self) -> dict[str, int]:
         daemon = self._daemon
         return added(daemon.counts, daemon.ingest.counts, daemon.worker.counts, daemon.worker.input_counts,
-                     daemon.worker.filing.join.counts, daemon.canary.counts, daemon.watch.counts, _from_taps(daemon.taps.counts()),
+                     daemon.worker.filing.join.counts, daemon.worst.counts, daemon.canary.counts, daemon.exports.counts, daemon.watch.counts,
+                     _from_taps(daemon.taps.counts()),
                      {"metrics_refused": daemon.trainer.refused, "metrics_polls_failed": daemon.trainer.counts.total()},
                      daemon.trainer.input_counts, self._from_scorer())
 

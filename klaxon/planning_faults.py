@@ -9,10 +9,8 @@ the next in every rollout it touches; chance moves the real number by a batch or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 
 from detectors import battery, bets, betting, budget, self_bets
 from detectors.config import DetectorsConfig

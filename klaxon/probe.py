@@ -24,6 +24,7 @@ class EngineProbe:
         self.reachable_at: float | None = None  # its last answer
         self.reachable_since: float | None = None  # it has answered without a break since then
         self.facts: dict[str, Any] = {}
+        self.trouble: str | None = None  # why it did not answer, the last time; None = it answers
         self._settings: dict[str, Any] = {}  # of the engine as it answers now; {} = not told yet
         self._before: dict[str, Any] = {}  # the last ones told, over restarts
         self._down = False
@@ -41,6 +42,7 @@ class EngineProbe:
                 label = known_version(_json(client, "/weight_info").get("weight_version"))  # dev mode: a label, not the weights
                 settings = self._settings or _ask_settings(client)
         except httpx.HTTPError as error:
+            self.trouble = f"{type(error).__name__}: {error}"[:200]
             if not self._down and self.reachable_at is not None:
                 self._say("engine_down", f"engine {self.url} does not answer ({type(error).__name__})", {})
             self._down, self.facts, self._settings, self.reachable_since = True, {}, {}, None
@@ -48,11 +50,11 @@ class EngineProbe:
         with self._lock:
             if self._down:
                 self._say("engine_up", f"engine {self.url} answers again (vLLM {version})", {})
-            self._down, self.reachable_at = False, now
+            self._down, self.reachable_at, self.trouble = False, now, None
             self.reachable_since = self.reachable_since or now
             self._settings = settings
             self.facts = {**settings, "version": version, "weight_version": label}
-            self._compare(settings)
+            self._compare(settings if version is None else {**settings, "version": version})
         return True
 
     def _compare(self, settings: dict[str, Any]) -> None:
@@ -61,7 +63,7 @@ class EngineProbe:
             if settings[key] != self._before[key]:
                 self._say("engine_config", f"engine {self.url}: {key} changed from {self._before[key]} to {settings[key]}",
                           {"key": key, "before": self._before[key], "after": settings[key]})
-        self._before = settings or self._before
+        self._before = self._before | settings
 
 
 def _json(client: httpx.Client, path: str, **params: str) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def _ask_settings(client: httpx.Client) -> dict[str, Any]:
         response = client.get("/server_info", params={"config_format": "json"}, timeout=SETTINGS_SECONDS)
     except httpx.HTTPError:
         return {}
-    return _settings(_body(response))
+    return settings_of(_body(response).get("vllm_config"))
 
 
 SETTINGS = {"logprobs_mode": ("model_config", "logprobs_mode"), "dtype": ("model_config", "dtype"), "quantization": ("model_config", "quantization"),
@@ -98,9 +100,8 @@ SETTINGS = {"logprobs_mode": ("model_config", "logprobs_mode"), "dtype": ("model
 """Name in the status → where it stands in vLLM's /server_info?config_format=json (dev mode only)."""
 
 
-def _settings(info: dict[str, Any]) -> dict[str, Any]:
-    """The settings that matter for RL; what was not told is left out."""
-    config = info.get("vllm_config")
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings that matter for RL out of `vllm_config`; what was not told is left out."""
     parts = {name: part for name, part in config.items() if isinstance(part, dict)} if isinstance(config, dict) else {}
     found = {name: parts.get(section, {}).get(key) for name, (section, key) in SETTINGS.items()}
     return {name: value for name, value in found.items() if value is not None}

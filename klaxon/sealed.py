@@ -84,6 +84,10 @@ class Sealed:
         """Newest first."""
         return self._alerts.incidents(limit)
 
+    def storage(self) -> dict[str, Any]:
+        """What the daemon last said of its store, [store] tokens among it."""
+        return self._status.get("storage") or {}
+
     def audit(self) -> dict[str, Any]:
         """The engine's settings as the daemon last judged them."""
         return self._status.get("audit") or {"checks": [], "history": [], "preflights": []}

@@ -35,7 +35,6 @@ def _tcp(daemon: Daemon, common: dict[str, Any]) -> uvicorn.Config:
 def servers(daemon: Daemon) -> list[uvicorn.Server]:
     """One for the port, one for the taps' socket. Raises ConfigError as `_tcp`."""
     common = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 2, "lifespan": "off"}
-    address = daemon.config.daemon
     servers = [uvicorn.Server(_tcp(daemon, common))]
     if daemon.config.sources.tap:
         daemon.socket.unlink(missing_ok=True)

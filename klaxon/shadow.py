@@ -83,7 +83,7 @@ class Shadow:
             ConfigError: they are missing, or there is no such device.
         """
         if missing := missing_libraries():
-            raise ConfigError(f"[shadow] needs {missing[0]}, which is not installed: `pip install klaxon-rl[scorer]`, "
+            raise ConfigError(f"[shadow] needs {missing[0]}, which is not installed: `pip install 'klaxon-rl[scorer]'`, "
                               "or set shadow.enabled = false for tiers 0 and 1")
         from collector.shadow.scorer import ShadowScorer
 
@@ -107,7 +107,7 @@ def why_no_shadow(config: Config) -> str | None:
     if not config.weights.dir and not config.weights.announced:
         return "weights.dir is empty and weights.announced is false: no version can ever arrive"
     if missing := missing_libraries():
-        return f"{', '.join(missing)} not installed: pip install klaxon-rl[scorer]"
+        return f"{', '.join(missing)} not installed: pip install 'klaxon-rl[scorer]'"
     return None
 
 

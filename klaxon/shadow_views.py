@@ -12,7 +12,7 @@ import numpy as np
 from collector.errors import Unavailable
 from collector.populations import NEWEST_VIEW
 from collector.records import Rollout, Score
-from collector.shadow.candidates import WIDTH, candidates
+from collector.shadow.candidates import WIDTH, candidates, ranks
 from collector.shadow.scorer import ShadowScorer
 from collector.shadow.views import VIEWS
 from collector.weights.shelf import WeightShelf
@@ -34,17 +34,17 @@ EXPECTED = {"expected": VIEWS["expected"]}
 
 def with_bet_views(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list[Score]:
     """The scores of HEAD_VIEWS with "raw" and every hidden setting in place of the wide view, float32 [T] nats each; NaN where a token was not
-    scored, or roundings decide whether the setting keeps it."""
+    scored, or roundings decide whether the setting keeps it. "rank" is the token's place among the logits, as `candidates.ranks` gives it."""
     if not scores:
         return []
     sizes = [rollout.n_tokens for rollout in rollouts]
     rollout_of_N = np.repeat(np.arange(len(rollouts)), sizes)
     wide_ND = np.concatenate([wide if Candidates.fits(wide := score.views[WIDE]) else np.full((wide.shape[0], WIDTH), np.nan, np.float32) for score in scores])
     known_N = np.isfinite(np.concatenate([score.views["expected"] for score in scores])) & ~np.isnan(wide_ND).any(axis=1)
-    views = {name: np.full(rollout_of_N.size, np.nan, np.float32) for name in ("raw", *HIDDEN_SETTINGS)}
+    views = {name: np.full(rollout_of_N.size, np.nan, np.float32) for name in ("raw", "rank", *HIDDEN_SETTINGS)}
     if known_N.any():
         wide = Candidates(wide_ND[known_N], Rules.of(rollouts, rollout_of_N[known_N]))
-        views["raw"][known_N] = wide.raw()
+        views["raw"][known_N], views["rank"][known_N] = wide.raw(), ranks(wide_ND[known_N])
         for name, settings in HIDDEN_SETTINGS.items():
             kept = wide.under(settings)
             views[name][known_N] = np.where(kept.edge, np.nan, kept.logprobs)

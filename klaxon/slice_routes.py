@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import pyarrow as pa
 from fastapi import APIRouter, Query, Response
 
 from collector import breakdown
@@ -19,6 +18,7 @@ from collector.errors import InputError
 from collector.records import Population
 from collector.store import Store
 from collector.throughput import read_throughput
+from klaxon.answers import Answers
 
 Time = Annotated[float | None, Query(allow_inf_nan=False, description="UTC seconds")]
 Name = Annotated[str | None, Query(max_length=512)]
@@ -26,7 +26,7 @@ KEYS = tuple(dict.fromkeys((*breakdown.SLICED, *LABELLED)))
 ARROW = "application/vnd.apache.arrow.stream"
 
 
-def slices_router(store: Store, live: Any) -> APIRouter:
+def slices_router(store: Store, live: Any, answers: Answers) -> APIRouter:
     """GET /v1/breakdown, /v1/coverage, /v1/throughput, /v1/reference-band, /v1/comparisons and /v1/audit. A question that cannot be answered is 400 with {"error": text}."""
     router = APIRouter()
 
@@ -41,18 +41,21 @@ def slices_router(store: Store, live: Any) -> APIRouter:
         if unknown := {*asked.by, *asked.only} - {*KEYS}:
             raise InputError(f"{', '.join(sorted(unknown))} is none of {', '.join(KEYS)}")
         labelled = bool({*asked.by, *asked.only} - {*breakdown.SLICED})
+        read, tables = (read_rollout_breakdown, ("rollouts", "batches")) if labelled else (breakdown.read_breakdown, ("slices", "batches", "weights"))
+        question = ("breakdown", asked.by, points, most, tuple(sorted(asked.only.items())), population)
         try:
-            return _arrow(read_rollout_breakdown(store, asked) if labelled else breakdown.read_breakdown(store, asked))
+            return _arrow(answers.table(question, tables, (start, end), lambda: read(store, asked)))
         except ValueError as error:
             raise InputError(str(error)) from None
 
     @router.get("/v1/coverage")
     def coverage(start: Time = None, end: Time = None) -> Response:
-        return _arrow(read_coverage(store, start=start, end=end))
+        return _arrow(answers.table("coverage", ("batches", "rollouts"), (start, end), lambda: read_coverage(store, start=start, end=end)))
 
     @router.get("/v1/throughput")
     def throughput(start: Time = None, end: Time = None, points: Annotated[int, Query(ge=1, le=breakdown.MAX_POINTS)] = 60) -> Response:
-        return _arrow(read_throughput(store, start=start, end=end, points=points))
+        return _arrow(answers.table(("throughput", points), ("batches", "series"), (start, end),
+                                    lambda: read_throughput(store, start=start, end=end, points=points)))
 
     @router.get("/v1/reference-band")
     def reference_band() -> Response:
@@ -90,8 +93,5 @@ def _json(value: Any) -> Response:
     return Response(json.dumps(value, allow_nan=False), media_type="application/json")
 
 
-def _arrow(table: pa.Table) -> Response:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return Response(sink.getvalue().to_pybytes(), media_type=ARROW)
+def _arrow(stream: bytes) -> Response:
+    return Response(stream, media_type=ARROW)

@@ -62,10 +62,18 @@ class TapBook:
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for (source, engine, _), beat in self._all():
             row = rows.setdefault((source, engine), {"source": source, "engine": engine, "last_seen": 0.0, "sent": 0, "dropped": 0, "errors": 0})
+            if isinstance(at := beat.get("at"), (int, float)) and beat["last_seen"] >= row["last_seen"]:
+                row["clock_ahead_seconds"] = at - beat["last_seen"]  # of its machine's clock, by its newest beat; less the way here
             row["last_seen"] = max(row["last_seen"], beat["last_seen"])
             for name in ("sent", "dropped", "errors"):
                 row[name] += int(beat.get(name, 0) or 0)
         return [{**row, "alive": now - row["last_seen"] < ALIVE_SECONDS} for row in rows.values()]
+
+    def processes(self, now: float) -> list[dict[str, Any]]:
+        """One row a process that beats, or did."""
+        told = ("source", "engine", "pid", "host", "sent", "dropped", "errors", "queued", "last_error", "at", "last_seen", *COUNTED)
+        return [{**{name: beat.get(name) for name in told}, "source": source, "engine": engine, "alive": now - beat["last_seen"] < ALIVE_SECONDS}
+                for (source, engine, _), beat in self._all()]
 
     def counts(self) -> Counter[str]:
         """What taps and proxies could not report, by reason: dropped, without_logprobs (nothing to compare), multimodal, unusable_…"""
@@ -90,6 +98,8 @@ class TapBook:
 def _audit(message: dict[str, Any]) -> dict[str, Any]:
     config = message.get("config") or {}
     told = {key: config[key] for key in AUDITED if config.get(key) is not None}
+    if message.get("vllm_version"):
+        told["vllm_version"] = message["vllm_version"]
     if "quantization" in config:
         told.setdefault("quantization", "none")  # vLLM's None says there is none; of the others it says that this vLLM has no such setting
     return told

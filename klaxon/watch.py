@@ -6,7 +6,6 @@ Runs on its own thread, so that an alarm never waits for the scorer.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -16,9 +15,9 @@ from typing import Any
 
 from alerts.service import Alerts
 from collector.errors import Unavailable
-from collector.populations import shares_by_lag
-from collector.records import POPULATIONS, BatchStats, Diagnosis, Drift, Evidence, Fact
-from collector.signals import metrics, total, weighted
+from collector.records import BatchStats, Diagnosis, Drift, Evidence, Fact
+from collector.signals import metrics, total
+from collector.sources.progress import Mark
 from collector.store import Store
 from detectors import contract
 from detectors.bank import REBASELINE, Bank
@@ -26,17 +25,11 @@ from detectors.hardfacts import Observation, facts
 from klaxon.bank_state import EVERY_BATCHES, save
 from klaxon.batches import BatchBuilder
 from klaxon.config import Config
-from klaxon.filing import SEEN
+from klaxon.recent import Recent
 
 log = logging.getLogger("klaxon.watch")
 TICK_SECONDS = 0.5
 UNSTORED_BATCHES = 500  # kept in memory while the store refuses
-OF_INTEREST = (
-    "n_tokens", "mean_d", "mean_abs_d", "mean_abs_d_se", "p50_abs_d", "p99_abs_d", "max_abs_d", "k1", "k2", "k3", "chi2", "tme", "ess", "seq_ess",
-    "clip_rate", "gspo_clip_rate", "tis_truncated", "icepop_masked", "mis_masked", "dppo_masked", "sequence_masked", "geometric_masked",
-    "product_masked", "veto_sequences", "ppl_ratio", "pearson", "probs_diff_mean", "mean_entropy", "confident_disagreements",
-)
-"""Signals of the metric table that `klaxon status --json` shows; the others come from GET /v1/series?signal=NAME."""
 NAMED_ROLLOUTS = 20  # of an alarm on single requests
 CLEAN_LEVELS = 500  # batches the floor is the median of
 
@@ -52,6 +45,7 @@ class Hooks:
     after_batch: Callable[[], None]
     take_counts: Callable[[], dict[str, int]]  # refused and lost since the last batch
     requests_state: Callable[[], list[dict[str, Any]]] = list  # what was learnt about single requests
+    storing: Callable[[int, Sequence[Mark]], None] = lambda t, marks: None  # before batch t is stored: where its rollouts were read
     suspects: Callable[[int, int], list[str]] = lambda first, last: []  # keyed hashes of odd rollouts of batches first … last
 
 
@@ -65,14 +59,15 @@ class Watch(threading.Thread):
         self.builder, self.builder_lock, self.clock = builder, builder_lock, clock
         self.counts: Counter[str] = Counter()
         self.last_batch: BatchStats | None = None
+        self.closed: Counter[str] = Counter()  # rollouts of closed batches: seen, scored, bet
         self.ticked_at = clock()  # UTC seconds, end of the last whole tick
         self.store_refusing_since: float | None = None  # UTC seconds; None = it writes
         self._statistical: Drift | None = None  # the statistical alarm that is firing
         self._clean_levels: deque[float] = deque(maxlen=CLEAN_LEVELS)
-        self._recent: deque[BatchStats] = deque(maxlen=200)
+        self.recent = Recent()
         self._noted: dict[tuple[str, tuple], Fact] = {}  # facts seen since the last batch closed
         self._facts_seen: dict[str, int] = {}  # fingerprint of a fact's open incident → last batch in which it held
-        self._unstored: deque[tuple[BatchStats, tuple[Evidence, ...], float]] = deque(maxlen=UNSTORED_BATCHES)
+        self._unstored: deque[tuple[BatchStats, tuple[Evidence, ...], float, list[Mark]]] = deque(maxlen=UNSTORED_BATCHES)
         self._rebaseline = False
         self._halt = threading.Event()
 
@@ -87,13 +82,17 @@ class Watch(threading.Thread):
         self._halt.set()
 
     def run(self) -> None:
-        """Tick until stopped; an error is counted and logged, and the next tick goes on."""
+        """Tick until stopped, then seal; an error is counted and logged, and the next tick goes on."""
         while not self._halt.wait(TICK_SECONDS):
-            try:
-                self.tick(self.clock())
-            except Exception:
-                self.counts["tick_errors"] += 1
-                log.exception("a tick failed inside Klaxon; the next goes on")
+            self._guarded(self.tick)
+        self._guarded(self.seal)
+
+    def _guarded(self, step: Callable[[float], None]) -> None:
+        try:
+            step(self.clock())
+        except Exception:
+            self.counts["tick_errors"] += 1
+            log.exception("a tick failed inside Klaxon; the next goes on")
 
     def tick(self, now: float) -> None:
         """Look for hard facts, then close what is due at `now`."""
@@ -102,17 +101,28 @@ class Watch(threading.Thread):
         self._noted |= {_key(fact): fact for fact in found}
         self._page(self.bank.note_facts(found, t=t), now)
         with self.builder_lock:
-            closed = self.builder.close_due(now)
-        for batch in closed:
-            self._take(batch, now)
+            closed = self._with_marks(self.builder.close_due(now))
+        for batch, marks in closed:
+            self._take(batch, marks, now)
         self.ticked_at = now
+
+    def seal(self, now: float) -> None:
+        """The end of this process: what has come in is judged and stored, the open batch too, cut short at `now`."""
+        with self.builder_lock:
+            closed = self._with_marks(self.builder.close_all(now))
+        for batch, marks in closed:
+            self._take(batch, marks, now)
+
+    def _with_marks(self, closed: list[BatchStats]) -> list[tuple[BatchStats, list[Mark]]]:
+        """Batches with where their rollouts were read; asked under the builder's lock."""
+        return [(batch, self.builder.take_marks(batch.t)) for batch in closed]
 
     def rebaseline(self, reason: str) -> None:
         """A planned change was declared: from the next batch on the battery learns again what is normal."""
         self._rebaseline = True
         self.hooks.say("rebaseline", f"the battery learns again what is normal: {reason}", {"reason": reason})
 
-    def _take(self, batch: BatchStats, now: float) -> None:
+    def _take(self, batch: BatchStats, marks: list[Mark], now: float) -> None:
         asked, self._rebaseline = self._rebaseline, False
         counts = dict(Counter(batch.counts) + Counter(self.hooks.take_counts()) + Counter({REBASELINE: 1} if asked else {}))
         batch = replace(batch, counts=counts, gains={**batch.gains, **contract.gains(batch, self.config.contract)})
@@ -120,11 +130,12 @@ class Watch(threading.Thread):
         batch = replace(batch, facts=(*own, *self._noted.values()))
         self._noted.clear()
         evidence, drifts = self.bank.update(batch)
-        self._unstored.append((batch, evidence, self.bank.ln_m))
+        self._unstored.append((batch, evidence, self.bank.ln_m, marks))
         self.alerts.note_evidence(batch.closed_at, self.bank.ln_m)
         self._flush()
         self.last_batch = batch
-        self._recent.append(batch)
+        self.closed.update({name: batch.counts.get(name, 0) for name in ("seen", "scored", "bet")})
+        self.recent.add(batch)
         self._tell_oddities(batch, own)
         self._remember_level(batch)
         self._page([self._sized(drift) for drift in drifts], now, closed_at=batch.closed_at)
@@ -138,8 +149,9 @@ class Watch(threading.Thread):
     def _flush(self) -> None:
         """Store what waits, oldest first; while the store refuses (a full disk), the batches are kept and tried again."""
         while self._unstored:
-            batch, evidence, ln_m = self._unstored[0]
+            batch, evidence, ln_m, marks = self._unstored[0]
             try:
+                self.hooks.storing(batch.t, marks)
                 self.store.append_batch(batch, evidence, ln_m=ln_m, ln_a=self.bank.ln_a)
             except Unavailable as error:
                 self.counts["store_errors"] += 1
@@ -153,34 +165,6 @@ class Watch(threading.Thread):
         whole = total(batch.slices)
         if self._statistical is None and not self.bank.firing and whole.n_tokens:
             self._clean_levels.append(metrics(whole)["mean_abs_d"])
-
-    def populations(self) -> dict[str, dict[str, float]]:
-        """Tokens, mean |d| and clip rate of every population in the last batches (200 at most); those without tokens are left out.
-
-        "estimate" is what all rollouts would show, weighted by the coins' probabilities.
-        """
-        slices = [item for batch in list(self._recent) for item in batch.slices]
-        found = {name: metrics(total(slices, population=name)) for name in POPULATIONS}
-        kept = {name: {"n_tokens": values["n_tokens"], "mean_abs_d": values["mean_abs_d"], "clip_rate": values["clip_rate"]}
-                for name, values in found.items() if values["n_tokens"]}
-        seen: Counter[str] = Counter()
-        for batch in list(self._recent):
-            seen.update({name.removeprefix(SEEN): count for name, count in batch.counts.items() if name.startswith(SEEN)})
-        whole = weighted(slices, seen)
-        if whole["tokens"]:
-            kept["estimate"] = {"n_tokens": whole["tokens"], "mean_abs_d": whole["mean_abs_d"], "clip_rate": whole["clip_rate"],
-                                "mean_abs_d_se": whole["mean_abs_d_se"]}
-        return kept
-
-    def staleness(self) -> list[dict[str, float | int | None]]:
-        """Mismatch and staleness in the same differences, a lag each and together, over the last batches."""
-        return shares_by_lag(item for batch in list(self._recent) for item in batch.slices)
-
-    def signals(self) -> dict[str, float]:
-        """The signals people ask for most, of everything served in the last batches; {} where nothing was compared."""
-        whole = total(item for batch in list(self._recent) for item in batch.slices)
-        values = metrics(whole) if whole.n_tokens else {}
-        return {name: values[name] for name in OF_INTEREST if name in values and math.isfinite(values[name])}
 
     def _tell_oddities(self, batch: BatchStats, own: Sequence[Fact]) -> None:
         """What a human may want to look up later: batches with broken logprobs, rollouts far outside the healthy ones."""
@@ -203,8 +187,7 @@ class Watch(threading.Thread):
     def _sized(self, drift: Drift) -> Drift:
         """The drift with its effect: mean |d| of the batches since the change, nats; as it is where nothing was compared."""
         drift = self._named(drift)
-        since = [item for batch in self._recent if batch.t >= drift.change_t[1] for item in batch.slices]
-        whole = total(since)
+        whole = self.recent.since(drift.change_t[1])
         if drift.kind == "fact" or not whole.n_tokens:
             return drift
         return replace(drift, effect=metrics(whole)["mean_abs_d"], effect_unit="nats")

@@ -11,24 +11,22 @@ import queue
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from collector.errors import InputError, KlaxonError
 from collector.records import Rollout, Score, WeightSpan
 from collector.sampler import Draw, TwoCoinSampler
-from collector.sources.config import FileSource
-from collector.sources.formats import Hygiene, ReadOptions
-from collector.sources.formats.redis_stream import SCHEME, RedisTail
-from collector.sources.formats.tail import SourceTail
+from collector.sources.formats import Hygiene
 from collector.sources.inbox import TapInbox
 from collector.sources.refusals import prefixed
-from collector.sources.trainer_logprobs import TrainerTail, TrainerWord
+from collector.sources.trainer_logprobs import TrainerWord
 from klaxon.batches import BatchBuilder
 from klaxon.canary import EXPERIMENT, MARK
 from klaxon.config import Config
 from klaxon.filing import Filing, Scored
+from klaxon.reading import Reading, settle
 
 if TYPE_CHECKING:
     from klaxon.shadow_views import ShadowViews
@@ -37,13 +35,7 @@ log = logging.getLogger("klaxon.worker")
 POLL_SECONDS = 0.2
 GROUP_ROLLOUTS = 32
 VERSION_PATIENCE_SECONDS = 20.0
-
-
-def _tail(source: FileSource) -> SourceTail | RedisTail:
-    options = ReadOptions(tokenizer=source.tokenizer, allow_pickle=source.allow_pickle, version_at_start=source.version_at_start)
-    if source.path.startswith(SCHEME):
-        return RedisTail(source.path, options=options)
-    return SourceTail(source.path, source.format or None, options=options)
+DRAIN_SECONDS = 12.0  # after a stop, for what has come in; Kubernetes kills 30 s after its SIGTERM
 
 
 class Worker(threading.Thread):
@@ -52,18 +44,19 @@ class Worker(threading.Thread):
     def __init__(self, config: Config, *, inbox: TapInbox, builder: BatchBuilder, builder_lock: threading.Lock,
                  views: ShadowViews | None, refuse: Callable[[InputError], None],
                  file_rollouts: Callable[[int, list[tuple[Rollout, Score]]], None], note: Callable[[Rollout], None] = lambda _: None, opening: Callable[[], bool] = lambda: False,
-                 clock: Callable[[], float] = time.time) -> None:
+                 clock: Callable[[], float] = time.time, kept: Mapping[str, list[dict[str, Any]]] | None = None) -> None:
         super().__init__(name="klaxon-worker", daemon=True)
         self.config, self.inbox, self.views, self.clock = config, inbox, views, clock
         self.builder_lock = builder_lock
         self.filing = Filing(config, builder, has_shadow=views is not None)
         self.refuse, self.file_rollouts, self._note, self._opening = refuse, file_rollouts, note, opening
         self.sampler = TwoCoinSampler(config.sampler)
-        self.tails = [_tail(source) for source in config.sources.tailed]
+        self.reading = Reading(config.sources, refuse=refuse, kept=kept)
         self._pushed = Hygiene(Counter())
-        self.trainer_tails = [TrainerTail(path) for path in config.sources.trainer_files]
         self._trainer_says: queue.Queue[TrainerWord] = queue.Queue(config.sources.inbox_rollouts)
         self.busy_seconds = 0.0
+        self.round_at = clock()  # UTC seconds, end of the last round
+        self.trouble: dict[str, Any] | None = None  # the last group that could not be scored or filed: at (UTC seconds), text
         self.last_scored_at: float | None = None
         self.last_rollout_at: float | None = None
         self.longest_gap_seconds = 0.0
@@ -72,6 +65,7 @@ class Worker(threading.Thread):
         self.busy_since: float | None = None  # when the group in hand was taken; None = idle
         self._waiting: deque[tuple[float, Rollout]] = deque()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._in_hand: list[Rollout] = []  # the group that is being filed
         self._halt = threading.Event()
 
     def submit(self, task: Callable[[], None]) -> None:
@@ -90,7 +84,7 @@ class Worker(threading.Thread):
     @property
     def input_counts(self) -> dict[str, int]:
         """Oddities on the way in: repeated, out-of-order and future rollouts of taps, files of the trainer that moved."""
-        return prefixed("pushed_", [self._pushed.counts]) | prefixed("trainer_", [tail.counts for tail in self.trainer_tails])
+        return prefixed("pushed_", [self._pushed.counts]) | prefixed("trainer_", [tail.counts for tail in self.reading.trainer_tails])
 
     @property
     def recent(self) -> deque[Scored]:
@@ -115,21 +109,48 @@ class Worker(threading.Thread):
         """Since when the oldest rollout waits, in hand or in the inbox; None when none does."""
         return min((at for at in (self.busy_since, self.inbox.oldest_at) if at is not None), default=None)
 
+    def read_so_far(self) -> dict[str, list[dict[str, Any]]]:
+        """File → how far it is read and stored (klaxon/cursors.py); asked by another thread."""
+        with self.builder_lock:
+            unspoken = self.filing.join.unspoken() if self._recalls else []
+        return self.reading.read_so_far(unspoken)
+
+    @property
+    def _recalls(self) -> bool:
+        """Are stored rollouts read again for the trainer's word? Not where a scorer compares them: it would have to score them again."""
+        return bool(self.reading.trainer_tails) and self.views is None
+
     def stop(self) -> None:
-        """Ask the thread to end after the group in hand."""
+        """Ask the thread to end once what has come in is filed, or DRAIN_SECONDS have passed."""
         self._halt.set()
 
     def run(self) -> None:
-        """Until stopped; a failure is counted and logged, and the next group goes on."""
+        """Until stopped, then drain; a failure is counted and logged, and the next group goes on."""
         while not self._halt.is_set():
-            try:
-                worked = self._run_task() or self.step()
-            except Exception:
-                self.counts["worker_errors"] += 1
-                log.exception("a group of rollouts was lost to an error in Klaxon; the next goes on")
-                worked = False
+            worked = self._round()
+            self.round_at = self.clock()
             if not worked:
                 self._halt.wait(POLL_SECONDS)
+        until = time.monotonic() + DRAIN_SECONDS
+        while (self._round() or self._left) and time.monotonic() < until:
+            pass
+        if self._left:
+            log.error("%d rollouts that had come in are lost: scoring them would have taken longer than %.0f s", self._left, DRAIN_SECONDS)
+
+    @property
+    def _left(self) -> int:
+        return len(self.inbox) + len(self._waiting)
+
+    def _round(self) -> bool:
+        """A task or a group of rollouts; False when there was nothing to do. A thread that is stopping begins no task."""
+        try:
+            return (not self._halt.is_set() and self._run_task()) or self.step()
+        except Exception as error:
+            self.counts["worker_errors"] += 1
+            self.trouble = {"at": self.clock(), "text": f"{type(error).__name__}: {error}"[:300]}
+            log.exception("a group of rollouts was lost to an error in Klaxon; the next goes on")
+            settle(self._in_hand)
+            return False
 
     def step(self) -> bool:
         """Handle one group of rollouts; False when there was nothing to do."""
@@ -141,7 +162,9 @@ class Worker(threading.Thread):
         if own := [rollout for rollout in arrived if rollout.traffic != "canary"]:
             self._note_arrival(own, now)
         if ready:
-            self._file([rollout for rollout in ready if self._known_version(rollout, now)], now)
+            self._in_hand = [rollout for rollout in ready if self._known_version(rollout, now)]
+            self._file(self._in_hand, now)
+            self._in_hand = []
         return self._hear(now) or bool(ready)
 
     def _note_arrival(self, arrived: list[Rollout], now: float) -> None:
@@ -166,19 +189,22 @@ class Worker(threading.Thread):
 
     def _arrivals(self) -> list[Rollout]:
         arrived = [rollout for rollout in self.inbox.poll(GROUP_ROLLOUTS) if self._pushed.keep(rollout, now=self.clock())]
-        for tail in self.tails:
-            before = Counter(tail.counts)
-            items = tail.poll(self.clock())
-            self.counts.update({f"file_{name}": count for name, count in (tail.counts - before).items()})
-            for item in items:
-                if isinstance(item, InputError):
-                    self.refuse(item)
-                else:
-                    arrived.append(item)
+        for item in () if self._halt.is_set() else self.reading.rollouts(self.clock(), self.counts):  # who stops begins no new part of a file
+            if item.mark is not None and item.mark.recalled:
+                self._recall(item)
+            else:
+                arrived.append(item)
         own = [rollout for rollout in arrived if EXPERIMENT not in rollout.request_id]
         if len(own) < len(arrived):
             self.counts["own_experiments"] += len(arrived) - len(own)
+            settle(rollout for rollout in arrived if EXPERIMENT in rollout.request_id)
         return own
+
+    def _recall(self, rollout: Rollout) -> None:
+        """A rollout that is stored already: the trainer's word on it may still come."""
+        if self._recalls and rollout.trainer_logprobs_T is None:
+            with self.builder_lock:
+                self.filing.join.remember(self._assume(rollout), None)
 
     def _assume(self, rollout: Rollout) -> Rollout:
         """Fill what the trainer assumes where the rollout does not say it itself; never from the engine's side."""
@@ -194,7 +220,7 @@ class Worker(threading.Thread):
 
     def _known_version(self, rollout: Rollout, now: float) -> bool:
         """False while the rollout waits for its weights to appear on disk, or for tier 2 to open, at most VERSION_PATIENCE_SECONDS."""
-        if not self._opening() if self.views is None else self.views.can_score(rollout):
+        if self._halt.is_set() or (not self._opening() if self.views is None else self.views.can_score(rollout)):
             return True
         if now - (rollout.finished_at or now) > VERSION_PATIENCE_SECONDS or len(self._waiting) >= self.inbox.capacity:
             return True
@@ -203,7 +229,7 @@ class Worker(threading.Thread):
 
     def _due(self, now: float) -> list[Rollout]:
         due = []
-        while self._waiting and self._waiting[0][0] <= now:
+        while self._waiting and (self._waiting[0][0] <= now or self._halt.is_set()):
             due.append(self._waiting.popleft()[1])
         return due
 
@@ -222,12 +248,7 @@ class Worker(threading.Thread):
     def _trainer_words(self) -> Iterator[TrainerWord]:
         for _ in range(self._trainer_says.qsize()):
             yield self._trainer_says.get_nowait()
-        for tail in self.trainer_tails:
-            for item in tail.poll():
-                if isinstance(item, InputError):
-                    self.refuse(item)
-                else:
-                    yield item
+        yield from self.reading.words()
 
     def _file(self, group: list[Rollout], now: float) -> None:
         draws = [self._draw(rollout, now) for rollout in group]
@@ -273,5 +294,7 @@ class Worker(threading.Thread):
             return {score.request_id: score for score in self.views.score(kept)}
         except KlaxonError as error:
             self.counts["scorer_errors"] += 1
+            self.trouble = {"at": self.clock(), "text": str(error)[:300]}
             log.warning("these %d rollouts were not scored: %s", len(kept), error)
             return {}
+

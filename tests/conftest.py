@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-FAILURES = Path(__file__).parent.parent / ".pytest_cache" / "failures.txt"
+CACHE = Path(__file__).parent.parent / ".pytest_cache"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line a failed or broken test: where, and the first line of why."""
     reports = [report for outcome in ("failed", "error") for report in terminalreporter.stats.get(outcome, [])]
     why = (report.longrepr.reprcrash.message if getattr(report.longrepr, "reprcrash", None) else report.longreprtext for report in reports)
-    FAILURES.parent.mkdir(exist_ok=True)
-    FAILURES.write_text("".join(f"{report.nodeid}: {' '.join(text.split())[:240]}\n" for report, text in zip(reports, why, strict=True)), encoding="utf-8")
+    if hasattr(terminalreporter.config, "workerinput"):
+        return
+    CACHE.mkdir(exist_ok=True)
+    (CACHE / f"failures-{os.getpid()}.txt").write_text("".join(f"{report.nodeid}: {' '.join(text.split())[:240]}\n" for report, text in zip(reports, why, strict=True)), encoding="utf-8")

@@ -40,7 +40,7 @@ Do next
 vllm serve MODEL --logprobs-mode processed_logprobs
 Runbook
 klaxon runbook raw_logprobs
-Dashboard (http://127.0.0.1:8501/incident?incident=inc_1) · Sent because the cause is now known. False-alarm budget: 1 per 30 days; \
+Dashboard (http://127.0.0.1:8501/incident?run=r1&incident=inc_1&window=30m) · Sent because the cause is now known. False-alarm budget: 1 per 30 days; \
 a healthy run crosses this threshold no more often than that. · inc_1"""
 
 FACT_IN_TEXT = """\
@@ -53,7 +53,7 @@ FACT_IN_TEXT = """\
   Runbook  $ klaxon runbook engine_unreachable
   Sent because this is the first notice of this incident. Hard facts spend nothing of the false-alarm budget
   (1 per 30 days).
-  http://127.0.0.1:8501/incident?incident=inc_1 · inc_1"""
+  http://127.0.0.1:8501/incident?run=r1&incident=inc_1&window=30m&slice=replica%3Dhttp%3A%2F%2F10.0.0.3%3A8000 · inc_1"""
 
 FIRST_IN_TEXT = """\
 🔴 Rollout logprobs no longer match the trainer · run r1
@@ -69,7 +69,7 @@ FIRST_IN_TEXT = """\
   Runbook  $ klaxon runbook raw_logprobs
   Sent because this is the first notice of this incident. False-alarm budget: 1 per 30 days; a healthy run
   crosses this threshold no more often than that.
-  http://127.0.0.1:8501/incident?incident=inc_1 · inc_1"""
+  http://127.0.0.1:8501/incident?run=r1&incident=inc_1&window=30m · inc_1"""
 
 
 def message(drift, found: Diagnosis | None = None, *, reason="first", detail="this is the first notice of this incident", over=False) -> Message:

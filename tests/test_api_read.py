@@ -188,15 +188,22 @@ def test_a_fault_answers_words_and_is_counted(client, live, error, code):
     answer = client.get("/v1/status")
     assert answer.status_code == code and "Traceback" not in answer.text and "boom" not in answer.text
     live.error = None
-    assert "klaxon_api_faults_total 1.0" in client.get("/metrics").text
+    assert 'klaxon_api_faults_total{run="r1"} 1.0' in client.get("/metrics").text
 
 
 def test_prometheus_sees_heartbeat_evidence_signals_counts_and_taps(client):
     text = client.get("/metrics").text
-    for line in ("klaxon_heartbeat_timestamp_seconds 4999.0", "klaxon_ln_m -Inf", "klaxon_ln_a 9.98", "klaxon_tier 2.0",
-                 'klaxon_verdict{verdict="healthy"} 1.0', 'klaxon_verdict{verdict="mismatch"} 0.0',
-                 'klaxon_count_total{what="dropped_inbox_full"} 1.0', "klaxon_incidents_open 1.0",
-                 'klaxon_tap_up{engine="http://a",source="plugin"} 1.0', "klaxon_weight_lag_versions 1.0"):
+    for line in ('klaxon_heartbeat_timestamp_seconds{part="daemon",run="r1"} 4999.0', 'klaxon_heartbeat_timestamp_seconds{part="tap",run="r1"} 4998.0',
+                 'klaxon_ln_m{run="r1"} -Inf', 'klaxon_ln_a{run="r1"} 9.98', 'klaxon_tier{run="r1"} 2.0',
+                 'klaxon_verdict{run="r1",verdict="healthy"} 1.0', 'klaxon_verdict{run="r1",verdict="mismatch"} 0.0',
+                 'klaxon_count_total{run="r1",what="dropped_inbox_full"} 1.0', 'klaxon_rollouts_dropped_total{reason="dropped_inbox_full",run="r1"} 1.0',
+                 'klaxon_incidents_open{run="r1"} 1.0', 'klaxon_incidents{cause="diagnosing",run="r1",state="firing"} 1.0',
+                 'klaxon_tap_up{engine="http://a",run="r1",source="plugin"} 1.0', 'klaxon_weight_lag_versions{run="r1"} 1.0',
+                 f'klaxon_compared_batch_timestamp_seconds{{run="r1"}} {1000.0 + N}', 'klaxon_compared_tokens{run="r1"} 120.0'):
         assert line in text, line
     newest = signals.metrics(signals.total(slices_of(N - 1)))
-    assert f"klaxon_mean_abs_d_nats {newest['mean_abs_d']}" in text
+    for name, signal in (("klaxon_mean_abs_d_nats{", "mean_abs_d"), ("klaxon_k3_nats{", "k3"), ("klaxon_clip_rate_ratio{", "clip_rate"),
+                         ('klaxon_abs_d_nats{quantile="0.5",', "p50_abs_d"), ('klaxon_abs_d_nats{quantile="0.99",', "p99_abs_d")):
+        assert f'{name}run="r1"}} {newest[signal]}' in text, name
+    share = math.log(0.25) + 0.1 * (N - 1)
+    assert f'klaxon_stream_ln_share{{run="r1",stream="raw_logprobs"}} {share}' in text

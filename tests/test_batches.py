@@ -62,3 +62,18 @@ def test_a_rollout_is_counted_as_late_once_whatever_is_said_of_it_afterwards():
 
 def test_a_clock_that_runs_ahead_does_not_open_a_batch_in_the_future():
     assert builder().window_of(9999.0, now=1012.0) == 1
+
+
+def test_a_daemon_that_stops_closes_what_has_begun_and_cuts_the_open_batch_short():
+    b = builder()
+    for at in (1003.0, 1013.0, 1022.0):
+        b.add(b.window_of(at, now=1022.0), counts={"seen": 1})
+    closed = b.close_all(1022.5)
+    assert [(batch.t, batch.closed_at, batch.counts) for batch in closed] == [(0, 1010.0, {"seen": 1}), (1, 1020.0, {"seen": 1}), (2, 1022.5, {"seen": 1})]
+    assert b.close_all(1022.5) == []
+
+
+def test_an_open_batch_with_nothing_in_it_is_not_stored_when_the_daemon_stops():
+    b = builder()
+    b.add(0, counts={"seen": 1})
+    assert [batch.t for batch in b.close_all(1012.0)] == [0]

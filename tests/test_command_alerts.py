@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from alerts.config import ReceiverConfig
 from klaxon.cli import app
-from klaxon.commands.check import _receivers
+from klaxon.checks.settings import receivers as _receivers
 from klaxon.config import parse_config
 from receiver_kinds import ADDRESS, CANARY, GUARDED, KEY, KINDS
 from receiver_services import Reply, served

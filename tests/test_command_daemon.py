@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 import pyarrow.parquet as parquet
@@ -84,7 +83,7 @@ def test_a_run_is_watched_asked_exported_killed_and_taken_up_again(place):
     wait(lambda: get(url, "/healthz")["ok"])
     assert post(url, ROLLOUT, {**ROLLOUT, "request_id": "s"}, {"kind": "rollout", "token_ids": [1]},
                 {"kind": "metrics", "step": 3, "metrics": {"kl": 0.25}}).json()["accepted"] == 3
-    wait(lambda: get(url, "/v1/status")["counts"].get("scored") == 2 and get(url, "/v1/status")["t"] is not None)
+    wait(lambda: get(url, "/v1/status")["counts"].get("scored") == 2 and get(url, "/v1/status")["verdict"] == "healthy")
     found = klaxon("status", "--json", "--url", url)
     status = json.loads(found.stdout)
     assert found.returncode == 0 and status["tier"] == 1 and status["verdict"] == "healthy"

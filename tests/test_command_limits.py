@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from collector.config import SignalsConfig
 from collector.records import Rollout, Score
 from klaxon.cli import app
-from klaxon.commands.score import statistics
+from klaxon.scripting.files import per_rollout
 
 D = 0.1  # the trainer's logprob is .1 nats higher on every second token: w = 1.105
 
@@ -46,7 +46,7 @@ def test_score_counts_by_the_limits_it_is_given() -> None:
     rollout = Rollout(request_id="r", prompt_tokens_P=np.array([1], np.int32), completion_tokens_T=np.zeros(4, np.int32),
                       engine_logprobs_T=np.full(4, -1.0, np.float32), sampled_mask_T=np.ones(4, bool))
     score = Score(request_id="r", views={"expected": np.full(4, -1.0 + D, np.float32)})
-    rates = [statistics([rollout], [score], limits)[1]["clip_rate"] for limits in (None, SignalsConfig(eps_high=0.05).limits())]
+    rates = [per_rollout([rollout], [score], limits)[0]["clip_rate"] for limits in (None, SignalsConfig(eps_high=0.05).limits())]
     assert rates == [0.0, 1.0]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import time
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import expect
@@ -25,6 +27,8 @@ def test_the_alerts_link_opens_the_incident_where_it_is_taken_and_silenced(brows
             visit(browser, url).close()
             served.alerts.deliver_due(time.time())
             [link] = re.findall(r"<(http[^|>]+)\|Dashboard>", json.dumps(box.messages[0]["body"]))
+            link = html.unescape(link)  # as Slack does
+            assert parse_qs(urlsplit(link).query) == {"run": ["r1"], "incident": [served.alerts.incidents(1)[0]["id"]], "window": ["30m"], "slice": ["replica=http://e1:8000"]}
             page = browser.new_page(viewport={"width": 390, "height": 844})
             page.set_default_timeout(PATIENCE_MS)
             expect.set_options(timeout=PATIENCE_MS)
@@ -73,7 +77,7 @@ def silences_it(page) -> None:
 def goes_to_now_and_back(page, incident: str) -> None:
     page.set_viewport_size({"width": 1280, "height": 900})
     page.keyboard.press("Escape")
-    page.get_by_test_id("stTopNavLink").filter(has_text="Now").first.click()
+    page.locator(".st-key-navigation-now").get_by_role("link").click()
     card = page.locator(f".st-key-incident-{incident}")
     expect(card).to_contain_text("owner ada")
     expect(card).to_contain_text("the fix is on its way")

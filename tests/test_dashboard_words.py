@@ -119,6 +119,21 @@ def test_events_close_together_keep_their_own_labels_in_lanes():
     assert [row["text"] for row in drawn if row["row"] == "tick"] == ["w"]
 
 
+def test_a_month_of_weight_updates_stays_a_bounded_number_of_marks_and_none_is_lost():
+    events = [{"at": NOW - 1800 + second, "kind": "weight_update", "text": f"version {second}"} for second in range(1800)]
+    drawn = charts._events(replace(shot(), events=events))
+    assert len(drawn) == charts.MOST_TICKS and {row["row"] for row in drawn} == {"tick"}
+    assert drawn[0]["text"] == "version 0 · and 17 more"
+    assert len(drawn) + sum(int(row["text"].rpartition("and ")[2].removesuffix(" more")) for row in drawn) == len(events)
+    assert charts._events(replace(shot(), events=[{"at": NOW, "kind": "weights", "text": "w"}]))[0]["text"] == "w"
+
+
+def test_labels_of_every_lane_and_side_are_one_layer():
+    layers = charts.specification(charts.mismatch(shot()).look)["layer"]
+    texts = [layer["mark"] for layer in layers if layer["mark"]["type"] == "text"]
+    assert len(texts) == 1 and "datum.low" in texts[0]["dy"]["expr"] and "datum.value" in texts[0]["align"]["expr"]
+
+
 def arrow(table: pa.Table) -> httpx.Response:
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:

@@ -20,7 +20,7 @@ from collector.sources.metrics.names import FRAMEWORKS, STANDARD, NameMap, detec
 from collector.sources.metrics.source import MetricsRow
 from collector.sources.metrics.wandb_log import BLOCK
 from collector.store import Store
-from klaxon.commands.check import examine
+from klaxon.checks import examine
 from klaxon.config import Config
 from klaxon.trainer_side import TrainerSide
 

@@ -13,7 +13,7 @@ from detectors.bank import Bank
 from detectors.config import DetectorsConfig
 from detectors.streams import Weights
 from klaxon import planning, planning_faults
-from klaxon.commands.check import _coverage
+from klaxon.checks.settings import coverage as _coverage
 from klaxon.commands.plan import work_out
 from klaxon.config import parse_config
 from klaxon.planning import Run

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from collector.errors import Unavailable
 from collector.records import Rollout, Sampling
-from diagnosis.engine_told import Assumed
 from klaxon.cli import app
 from klaxon.demo.model import DEFAULT_FOLDER
 from klaxon.preflight.client import Client, Told

@@ -63,7 +63,7 @@ def test_pagerduty_follows_the_incident(monkeypatch) -> None:
     assert [event["event_action"] for event in service.accepted] == ["trigger", "trigger", "acknowledge", "trigger", "acknowledge", "resolve"]
     first = service.accepted[0]
     assert (first["payload"]["severity"], first["payload"]["source"], first["payload"]["class"]) == ("critical", "r1", "KlaxonMismatch")
-    assert first["links"] == [{"href": f"http://127.0.0.1:8501/incident?incident={first['dedup_key']}", "text": "Klaxon's dashboard"}] and "Do next" in first["payload"]["custom_details"]
+    assert first["links"] == [{"href": f"http://127.0.0.1:8501/incident?run=r1&incident={first['dedup_key']}&window=30m", "text": "Klaxon's dashboard"}] and "Do next" in first["payload"]["custom_details"]
 
 
 def test_pagerduty_learns_of_an_incident_that_was_taken_before_it_heard_of_it(monkeypatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from test_collector_shadow import close, make_model, reference, relay, rollout, scorer
 
 from collector.records import Sampling
+from collector.shadow.candidates import UNSEEN
 from collector.shadow.views import expected, processed, raw
 from klaxon.shadow_views import HEAD_VIEWS, HIDDEN_SETTINGS, OLD_KV_LAG, ShadowViews, with_bet_views
 
@@ -58,14 +59,26 @@ def test_every_setting_bet_on_is_what_its_own_view_says(models) -> None:
     score = scorer(models)
     got = with_bet_views(items, score.score(items, views=HEAD_VIEWS))
     wanted = score.score(items, views={"raw": raw} | {name: processed(**settings) for name, settings in HIDDEN_SETTINGS.items()} | {"expected": expected})
-    assert set(got[0].views) == {"expected", "raw", *HIDDEN_SETTINGS}
-    for name in got[0].views:
+    assert set(got[0].views) == {"expected", "raw", "rank", *HIDDEN_SETTINGS}
+    for name in wanted[0].views:
         mine, its = (np.concatenate([one.views[name] for one in scores]) for scores in (got, wanted))
         told = ~np.isnan(mine)
         assert told.mean() > 0.8 and (told.all() or name.startswith("truncation"))
         assert np.isneginf(mine[told]).tolist() == np.isneginf(its[told]).tolist()
         kept = np.isfinite(mine)
         assert np.abs(mine[kept] - its[kept]).max() < 0.01, name
+
+
+def test_the_rank_is_the_tokens_place_among_all_logits(models) -> None:
+    def counted(logits_NV, token_ids_N, sampling):
+        return 1 + (logits_NV > logits_NV.gather(-1, token_ids_N[:, None])).sum(-1)
+
+    items = [rollout(seed, spans=[(0, 12, "4")]) for seed in range(8)]
+    score = scorer(models)
+    got = np.concatenate([one.views["rank"] for one in with_bet_views(items, score.score(items, views=HEAD_VIEWS))])
+    wanted = np.concatenate([one.views["rank"] for one in score.score(items, views={"rank": counted, "expected": expected})])
+    exact = wanted <= UNSEEN
+    assert np.array_equal(got[exact], wanted[exact]) and (got[~exact] > UNSEEN).all() and 0 < exact.sum()
 
 
 def test_tokens_without_a_loaded_version_stay_unscored_in_every_view(models) -> None:

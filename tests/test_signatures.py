@@ -211,7 +211,7 @@ def test_look_names_what_a_real_recording_resembles_and_keeps_its_verdict(tmp_pa
 
 
 def test_check_counts_the_users_own_and_names_a_wrong_file(tmp_path: Path) -> None:
-    from klaxon.commands.check import examine
+    from klaxon.checks import examine
     from klaxon.config import Config
 
     mine = tmp_path / "mine.toml"

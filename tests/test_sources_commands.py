@@ -81,7 +81,7 @@ def test_the_worker_tails_every_format_side_by_side():
     ("redis://h:6379/actor/0/0", "ok", "actor/0/0"),
 ])
 def test_check_says_what_stands_at_a_source(entry, state, words):
-    from klaxon.commands.check import _tap
+    from klaxon.checks.rollouts import rollouts as _tap
 
     finding = _tap(parse_config({"sources": {"files": [entry]}}, where="test"), None)
     assert finding.state == state and words in finding.text

@@ -185,6 +185,7 @@ def test_a_store_of_an_earlier_klaxon_is_read_and_written_on(tmp_path: Path) -> 
         store.append_batch(BatchStats(t=0, opened_at=0.0, closed_at=1.0, slices=(slice_stats(rng),)))
     with duckdb.connect(str(path)) as old:
         old.execute("ALTER TABLE slices DROP COLUMN population")
+        old.execute("UPDATE meta SET value = '1' WHERE key = 'version'")
     with Store(path) as store:
         store.append_batch(BatchStats(t=1, opened_at=1.0, closed_at=2.0, slices=(replace(slice_stats(rng), population="trained"),)))
         assert [item.population for batch in store.read_batches() for item in batch.slices] == ["served", "trained"]

@@ -54,6 +54,13 @@ def candidates(logits_NV: Tensor, token_ids_N: Tensor, sampling: TokenSampling) 
     return torch.cat([unseen_NC, seen_NS, count_NS, _log_sums(rest_NV, top_N1), token_N, kind_N[:, None]], dim=-1)
 
 
+def ranks(wide_ND: np.ndarray) -> np.ndarray:
+    """The sampled token's place among its row's logits before any penalty or truncation [N]: 1 = the largest. Exact up to UNSEEN; a
+    larger number means only "beyond"."""
+    kept_NM = wide_ND[:, : UNSEEN + SEEN]
+    return 1.0 + (kept_NM > wide_ND[:, [WIDTH - 2]]).sum(axis=1)
+
+
 def _occurrences(rollout: Rollout, index_R: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """(ids [U], how often each occurs in the completion before each row [R, U], does the prompt hold it [U])."""
     before = rollout.completion_tokens_T[: int(index_R.max())]

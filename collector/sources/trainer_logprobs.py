@@ -7,7 +7,7 @@ and `token_ids`. Optional: version (the weights it recomputed with), loss_mask (
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from collector.records import Rollout, Traffic
 from collector.sources import fields
 from collector.sources.file_tail import JsonLinesTail
 from collector.sources.lines import json_lines
+from collector.sources.progress import Mark
 
 TELLING_TOKENS = 16
 """Two rollouts whose completions are this long and equal are taken for one, if nothing else matches."""
@@ -42,6 +43,12 @@ class TrainerWord:
     traffic: Traffic | None = None
     reward: float | None = None
     where: str = ""
+    mark: Mark | None = None  # where it was read; settled once the batch that counts it is stored, or it is of no use
+
+    def settle(self) -> None:
+        """Nothing will come of it, or it is stored."""
+        if self.mark is not None:
+            self.mark.settle()
 
     def on(self, rollout: Rollout) -> Rollout:
         """The rollout with this said of it. Logprobs and mask of a completion of other token ids are no word on this one's tokens: left out.
@@ -122,13 +129,27 @@ def _parse(obj: Mapping[str, Any], where: str) -> TrainerWord:
 class TrainerTail:
     """What the trainer says of its rollouts, from a tailed JSONL file."""
 
-    def __init__(self, path: str | Path) -> None:
-        self._tail = JsonLinesTail(path)
+    def __init__(self, path: str | Path, state: Sequence[dict[str, Any]] = ()) -> None:
+        """`state`: as `state()` gave it in an earlier life."""
+        self.path = Path(path)
+        self._tail = JsonLinesTail(path, state=state)
         self.counts = self._tail.counts  # tail_rotated, tail_truncated
+        self.state = self._tail.state
 
     def poll(self) -> list[TrainerWord | InputError]:
         """New lines, a refused one as its InputError."""
-        return [_or_error(where, item) for where, item in self._tail.poll()]
+        found: list[TrainerWord | InputError] = []
+        for line in self._tail.lines():
+            progress = self._tail.progress
+            progress.open(line.end, 0 if line.item is None else 1, line=line.start[1] + 1, edge=line.edge)
+            if line.item is None or progress.stored(line.end, 0):
+                continue
+            mark = Mark(progress=progress, record=line.end, item=0, start=line.start, name=self.path.name)
+            item = _or_error(line.where, line.item)
+            found.append(item if isinstance(item, InputError) else replace(item, mark=mark))
+            if isinstance(item, InputError):
+                mark.settle()
+        return found
 
 
 def read_trainer_file(path: str | Path) -> Iterator[TrainerWord | InputError]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import struct
@@ -46,6 +47,16 @@ def inspect(path: str | Path, *, version: str | None = None, markers: Sequence[s
     stamp = next((folder / name for name in markers if (folder / name).exists()), max(files, key=lambda file: file.stat().st_mtime))
     return WeightVersion(version=version if version is not None else folder.name, path=str(folder), base=base if adapter else "",
                          published_at=stamp.stat().st_mtime, digest=_digest(files, headers, extra))
+
+
+def parameters(path: str | Path) -> int:
+    """How many numbers the tensors of a whole checkpoint folder hold, by its headers.
+
+    Raises:
+        Unavailable: as `inspect`.
+    """
+    shapes = [entry["shape"] for file in _files(Path(path)) for entry in _header(file)["tensors"].values()]
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _check_adapter(folder: Path, base: str) -> str:

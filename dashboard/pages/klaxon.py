@@ -58,7 +58,7 @@ def _bytes(value: Any) -> str:
 
 
 def _left(storage: Mapping[str, Any]) -> str:
-    return f"{_bytes(storage['free_bytes'])} free on its disk" if storage.get("free_bytes") is not None else "statistics only: no text, no ids"
+    return f"{_bytes(storage['free_bytes'])} free on its disk" if storage.get("free_bytes") is not None else "its disk does not say what is free"
 
 
 def _shares(seen: Seen, level: str, field: str, name: str, about: str, what: str, x_title: str) -> None:

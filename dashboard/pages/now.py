@@ -8,7 +8,7 @@ import streamlit as st
 
 from dashboard import charts, panels
 from dashboard.asking import CHARTS_SECONDS, REFRESH_SECONDS, all_signals, look, of_signal
-from dashboard.client import Snapshot, api_url
+from dashboard.client import Disconnected, Snapshot, api_url
 from dashboard.drawing import header, plot, safely
 
 
@@ -60,7 +60,10 @@ def _charts(shot: Snapshot) -> None:
 
 def _signal(shot: Snapshot, window: str) -> None:
     """Any signal of the metric table, chosen by name."""
-    table = {row["name"]: row for row in all_signals(api_url())}
+    try:
+        table = {row["name"]: row for row in all_signals(api_url())}
+    except Disconnected:
+        return  # the band above says so, and what to do
     chosen = st.selectbox("Another signal", list(table), index=None, key="signal", bind="query-params", placeholder="Choose one of all signals",
                           help="Every signal Klaxon computes from what it stores; docs/metrics.md defines each")
     if chosen:

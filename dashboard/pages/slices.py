@@ -26,10 +26,12 @@ UNSCORED = {0: "Tier 0 has no trainer logprobs to compare with: set [weights] fo
 def _slice() -> dict[str, str]:
     """The slice in the page's address, which is the only memory, so that a link shows what was looked at.
 
-    A callback leaves its choice for the run that follows: an address set in a callback reaches the browser one run late.
+    A callback leaves its choice for the run that follows: an address set in a callback reaches the browser one run late. That run ends
+    with one of the whole page, whose links carry the new slice.
     """
     if (chosen := st.session_state.pop("slice_next", None)) is not None:
         place.go(slice=chosen)
+        st.rerun()
     return slice_words.known(place.slice_())
 
 
@@ -59,6 +61,8 @@ def _body(window: str) -> None:
     slice_ = _slice()
     whole = safely(_by_replica, seen, slice_)
     _filter(slice_, whole)
+    place.link("tokens", "Worst rollouts of this slice, token by token" if slice_ else "Worst rollouts, token by token", icon=":material/format_color_text:",
+               slice=slice_, incident=None, rollout=None)
     _replicas(whole, seen, slice_)
     safely(_position, seen, slice_)
     left, right = st.columns(2, gap="medium")

@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CLIP = 0.2
-ENTROPY_WEIGHT = 0.2
+ENTROPY_WEIGHT = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

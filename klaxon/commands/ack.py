@@ -18,6 +18,12 @@ def ack(incident: Annotated[str, typer.Argument(help="Id of the incident (`klaxo
     """Acknowledge an incident: it is repeated no more and does not escalate; those who were told hear who has it.
 
     What gets worse, the verdict and the end are told all the same. A daemon with a token asks for it in KLAXON_TOKEN.
+
+    \b
+    Examples:
+      klaxon ack last --reason 'restarting the engine'
+
+    Exit codes: 0 taken, 2 no such incident or no daemon.
     """
     found = write_json("POST", url, f"/v1/incidents/{quote(incident, safe='')}/ack", {"author": author_of(author), "reason": reason})
     typer.echo(f"{found['id']} is {found['state']}: {found['title']}")

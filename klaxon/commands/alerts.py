@@ -39,7 +39,15 @@ def test(
     keep_open: Annotated[bool, typer.Option("--keep-open", help="PagerDuty, Alertmanager: do not resolve the test incident right away.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Send one message marked as a test, with the receiver's own address and secret, and say what came back. Exit code 2 when it was not accepted."""
+    """Send one message marked as a test, with the receiver's own address and secret, and say what came back.
+
+    \b
+    Examples:
+      klaxon alerts test oncall
+      klaxon alerts test oncall --dry-run
+
+    Exit codes: 0 accepted (or not sent, with --dry-run), 2 not accepted.
+    """
     loaded = load_config(config)
     chosen = _named(loaded.alerts, receiver)
     notifier = build(chosen, timeout_seconds=loaded.alerts.timeout_seconds)

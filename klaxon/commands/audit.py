@@ -26,7 +26,15 @@ def audit(engine_url: Annotated[str, typer.Argument(help="Address of the running
           model: Annotated[str, typer.Option(help="The model folder the engine was started from, where this machine cannot find it by itself.")] = "",
           klaxon: Annotated[str, typer.Option(help="Address of a Klaxon daemon that hears the engine's tap; adds what the tap tells.")] = "",
           json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False) -> None:
-    """Ask a running vLLM engine for every setting that matters to RL and print a checklist. Exit code 1 when something is wrong, 2 when it cannot be asked."""
+    """Ask a running vLLM engine for every setting that matters to RL and print a checklist.
+
+    \b
+    Examples:
+      klaxon audit http://127.0.0.1:8000
+      klaxon audit http://127.0.0.1:8000 --trainer config.toml --klaxon http://127.0.0.1:8765
+
+    Exit codes: 0 nothing is wrong, 1 something is, 2 the engine cannot be asked.
+    """
     assumed, unread = read_assumed(trainer) if trainer else (Assumed(), [])
     console = Console(stderr=True)
     with console.status("asking the engine …") as spinner:

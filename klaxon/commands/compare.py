@@ -29,7 +29,15 @@ def compare(a: Annotated[str, typer.Argument(help=RUN_HELP)], b: Annotated[str, 
             alpha: Annotated[float, typer.Option(min=1e-6, max=0.5, help="Accepted chance of a wrong answer, over all metrics.")] = 0.05,
             framework: Annotated[str, typer.Option(help=FRAMEWORK_HELP)] = "auto",
             json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False) -> None:
-    """Are two runs (V0 and V1, before and after an upgrade) the same within noise? Per metric: same, different, or cannot tell and how much more is needed. Exit code 1 when a metric is different."""
+    """Are two runs (V0 and V1, before and after an upgrade) the same within noise? Per metric: same, different, or cannot tell and how much more is needed.
+
+    \b
+    Examples:
+      klaxon compare runs/v0 runs/v1
+      klaxon compare runs/v0 runs/v1 --a runs/v0b --b runs/v1b --margin 10%
+
+    Exit codes: 0 no metric is different, 1 one is, 2 nothing usable.
+    """
     sides = [a, *(more_a or [])], [b, *(more_b or [])]
     histories = read_runs([*sides[0], *sides[1]], framework=framework)
     series = series_of(histories)

@@ -29,6 +29,11 @@ def compare_engines(
     """Sample on both engines, force each one's tokens through the other, and say whether they are the same within noise.
 
     Everything at temperature 1 without truncation or penalties, where raw and processed logprobs are the same.
+
+    \b
+    Examples:
+      klaxon compare-engines http://old:8000 http://new:8000 --model weights/step_0
+
     Exit codes: 0 the same within noise, 1 they differ, 2 it cannot run.
     """
     from diagnosis.config import DiagnosisConfig

@@ -16,14 +16,29 @@ STATES = {"pending": "waits", "leased": "is being sent", "dead": "DEAD"}
 
 
 def unsent(url: Url = DEFAULT_URL, json_: Annotated[bool, typer.Option("--json", help="One JSON list on standard output.")] = False) -> None:
-    """List messages that wait for their receiver, and dead letters with the last error. Exit code 1 where one is dead."""
+    """List messages that wait for their receiver, and dead letters with the last error.
+
+    \b
+    Examples:
+      klaxon alerts unsent
+      klaxon alerts unsent --json
+
+    Exit codes: 0 none is dead, 1 one is, 2 no daemon answers.
+    """
     found = get_json(url, "/v1/messages/unsent")
     typer.echo(json.dumps(found) if json_ else "\n".join(map(_line, found)) or "every message was delivered")
     raise typer.Exit(1 if any(row["state"] == "dead" for row in found) else 0)
 
 
 def resend(message: Annotated[str, typer.Argument(help="Id of a dead letter (`klaxon alerts unsent` lists them), or all.")], url: Url = DEFAULT_URL) -> None:
-    """Send dead letters again, under their old ids. One that a newer message of its incident has overtaken stays where it is."""
+    """Send dead letters again, under their old ids. One that a newer message of its incident has overtaken stays where it is.
+
+    \b
+    Examples:
+      klaxon alerts resend all
+
+    Exit codes: 0 sent again, 2 no such letter or no daemon.
+    """
     chosen = [row["id"] for row in get_json(url, "/v1/messages/unsent") if row["state"] == "dead"] if message == "all" else [message]
     sends = [one for one in chosen if write_json("POST", url, f"/v1/messages/{quote(one, safe='')}/resend", {})["sends"]]
     typer.echo(f"{len(sends)} of {len(chosen)} messages are sent again" + (f"; {len(chosen) - len(sends)} overtaken by newer ones" if len(sends) < len(chosen) else ""))

@@ -24,7 +24,15 @@ def demo(fault: Annotated[Fault, typer.Option(help="What goes wrong halfway thro
          json_: Annotated[bool, typer.Option("--json", help="Last line of standard output: one JSON object.")] = False,
          replay: Annotated[bool, typer.Option("--replay", help="No engine, no torch: play recordings of real V0 and V1 engines.")] = False,
          directory: Annotated[Path, typer.Option("--dir", help="Folder of the demo's run.")] = Path(".cache/demo")) -> None:
-    """Run a real vLLM engine, a real GRPO loop, Klaxon and its page; break something halfway and watch the alarm."""
+    """Run a real vLLM engine, a real GRPO loop, Klaxon and its page; break something halfway and watch the alarm.
+
+    \b
+    Examples:
+      klaxon demo --replay
+      klaxon demo --fault stale-prefix-cache --steps 20 --exit
+
+    Exit codes: 0 the expected alarm (or, with --fault none, no alarm) came; 1 it did not; 2 the demo could not run.
+    """
     if replay:
         from klaxon.demo.replay import run_replay
 

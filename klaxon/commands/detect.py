@@ -21,7 +21,15 @@ def detect(file: Annotated[str, typer.Argument(help="Batch JSONL or plain series
            cadence: Annotated[str | None, typer.Option(help='Time between batches, e.g. "2 min"; needed where lines have no `minute`.')] = None,
            no_latch: Annotated[bool, typer.Option("--no-latch", help="`alarm` says whether M is above A at this line; by default it stays true after the first.")] = False,
            json_: Annotated[bool, typer.Option("--json", help="The summary at the end, too, as one JSON object on standard error.")] = False) -> None:
-    """Print one JSON line for every input line: evidence, alarm, slice, feature, first changed batch. Exit code 1 on an alarm."""
+    """Print one JSON line for every input line: evidence, alarm, slice, feature, first changed batch.
+
+    \b
+    Examples:
+      klaxon detect batches.jsonl --cadence '2 min'
+      tail -f series.jsonl | klaxon detect - --cadence '2 min' --false-alarms '1 per 7 days'
+
+    Exit codes: 0 no alarm, 1 an alarm, 2 nothing usable.
+    """
     watching = Detecting(false_alarms, cadence_seconds=None if cadence is None else parse_cadence_seconds(cadence), latch=not no_latch)
     with ExitStack() as stack:
         try:

@@ -35,28 +35,27 @@ def diagnose(
 ) -> None:
     """Find out why: every known fault predicts the engine's logprobs, the best prediction wins.
 
+    \b
+    Examples:
+      klaxon diagnose rollouts.jsonl --model weights/step_40
+      klaxon diagnose rollouts.jsonl --model weights/step_40 --previous weights/step_39 --json
+
     Exit codes: 0 healthy, 1 mismatch, 2 nothing usable or failure.
     """
     from klaxon.commands.look import with_trainer
-    from klaxon.commands.shadow_setup import labelled, left_out, open_scorer
+    from klaxon.scripting.files import diagnose as diagnosed
 
     contents = usable(file, strict=strict, format=format, tokenizer=tokenizer, allow_pickle=allow_pickle)
     rollouts, refused = contents.rollouts, contents.refused
     if trainer:
         rollouts = with_trainer(rollouts, trainer, refused)
     declared = context.get_parameter_source("head_dtype")
-    setup = open_scorer(model, previous or [], body_dtype=body_dtype, head_dtype=head_dtype, head_declared=declared is not None and declared.name != "DEFAULT")
-    step = max(1, -(-len(rollouts) // max_rollouts))
-    chosen = labelled(rollouts[::step], setup.versions, temperature=temperature)
-
-    from diagnosis.compete import diagnose as compete
-    from diagnosis.config import DiagnosisConfig
-    from diagnosis.signatures import builtin
-
-    with _working(f"re-scoring {len(chosen)} of {len(rollouts)} rollouts"):
-        verdict = compete(chosen, setup.scorer, versions=setup.versions, config=DiagnosisConfig(), signatures=builtin())
+    with _working(f"re-scoring {min(max_rollouts, len(rollouts))} of {len(rollouts)} rollouts"):
+        done = diagnosed(rollouts, model=model, previous=previous or (), body_dtype=body_dtype, temperature=temperature, max_rollouts=max_rollouts,
+                         head_dtype=head_dtype if declared is not None and declared.name != "DEFAULT" else None)
+    verdict = done.verdict
     report = verdict_json(verdict) | {
-        "file": file, "model": str(model), "rollouts": len(chosen), "left_out": [*contents.notes, *left_out(setup, chosen)],
+        "file": file, "model": str(model), "rollouts": done.rollouts, "left_out": [*contents.notes, *done.left_out],
         "refused": {"count": len(refused), "first": [str(error) for error in refused[:5]]}}
     report["next"] = report["next"].replace("FILE", file, 1).replace("--model DIR", f"--model {model}")
     if json_:

@@ -16,7 +16,15 @@ from klaxon.client import DEFAULT_URL, get_json
 def explain(incident: Annotated[str, typer.Argument(help="Id of the incident (`klaxon incidents` lists them), a unique beginning of it, or last.")],
             url: Annotated[str, typer.Option(help="Address of the daemon's read API.")] = DEFAULT_URL,
             json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False) -> None:
-    """Show an incident's history and every decision about it in order: who was told or not, why, and what became of the message."""
+    """Show an incident's history and every decision about it in order: who was told or not, why, and what became of the message.
+
+    \b
+    Examples:
+      klaxon explain last
+      klaxon explain 7f3a --json
+
+    Exit codes: 0 explained, 2 no such incident or no daemon.
+    """
     found = get_json(url, f"/v1/incidents/{quote(incident, safe='')}")
     if json_:
         typer.echo(json.dumps(found))

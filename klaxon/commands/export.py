@@ -34,7 +34,15 @@ class Table(StrEnum):
 def export(table: Annotated[Table, typer.Argument(help="series: one row a batch; rollouts: statistics a rollout, no ids, no text.")] = Table.series,
            out: Annotated[str, typer.Option("--out", "-o", help="File ending in .parquet, .csv, .arrow or .jsonl; - is JSON lines on standard output.")] = "-",
            url: Annotated[str, typer.Option(help="Address of the daemon's read API.")] = DEFAULT_URL) -> None:
-    """Write a table of the running daemon to a file."""
+    """Write a table of the running daemon to a file.
+
+    \b
+    Examples:
+      klaxon export series -o series.parquet
+      klaxon export rollouts --url http://node7:8765 -o rollouts.csv
+
+    Exit codes: 0 written, 2 no daemon answers or the file cannot be written.
+    """
     found = read_table(table.value, url)
     rows = write_table(found, out)
     if out != "-":

@@ -14,7 +14,15 @@ from klaxon.client import DEFAULT_URL, get_json
 def incidents(all_: Annotated[bool, typer.Option("--all", "-a", help="Those that are over as well, the newest 50.")] = False,
               url: Annotated[str, typer.Option(help="Address of the daemon's read API.")] = DEFAULT_URL,
               json_: Annotated[bool, typer.Option("--json", help="One JSON array on standard output.")] = False) -> None:
-    """List the incidents of a running daemon, the newest first. Exit code 1 while one fires that nobody acknowledged."""
+    """List the incidents of a running daemon, the newest first.
+
+    \b
+    Examples:
+      klaxon incidents
+      klaxon incidents --all --json
+
+    Exit codes: 0 nothing fires, 1 something fires that nobody acknowledged, 2 no daemon answers.
+    """
     found = get_json(url, "/v1/incidents" if all_ else "/v1/incidents/open")
     if json_:
         typer.echo(json.dumps(found))

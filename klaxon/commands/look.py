@@ -28,7 +28,15 @@ def look(
 ) -> None:
     """Look at a file of rollouts: what is wrong, what is fine, what it cannot see.
 
-    Needs no torch, no model and no engine. Exit codes: 0 nothing wrong found, 1 mismatch, 2 nothing usable.
+    Needs no torch, no model and no engine.
+
+    \b
+    Examples:
+      klaxon look rollouts.jsonl
+      klaxon look outputs/token_exports --format prime-rl --trainer logprobs.jsonl
+      tail -n 1000 rollouts.jsonl | klaxon look - --json
+
+    Exit codes: 0 nothing wrong found, 1 mismatch, 2 nothing usable.
     """
     from detectors.config import DetectorsConfig
     from diagnosis.look import look as examine

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -32,7 +31,15 @@ def plan(params: Annotated[float, typer.Option(help="Parameters of the model, e.
          update_seconds: Annotated[float, typer.Option(help="Seconds between weight updates.")] = 60,
          every: Annotated[int, typer.Option(help="[weights] every: score every N-th version; 0 = chosen here.")] = 0,
          json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False) -> None:
-    """What one shadow GPU can score of a run: coverage, memory, disk, batches until each fault is found. Exit code 1 when the model does not fit."""
+    """What one shadow GPU can score of a run: coverage, memory, disk, batches until each fault is found.
+
+    \b
+    Examples:
+      klaxon plan --params 32e9 --replicas 64
+      klaxon plan --params 235e9 --active-params 22e9 --gpu H200 --json
+
+    Exit codes: 0 the model fits, 1 it does not, 2 an option is wrong.
+    """
     run = Run(params=params, gpu=_gpu(gpu), dtype=_dtype(dtype), active_params=active_params or None, replicas=replicas,
               tokens_per_second=tokens_per_second, tokens_per_rollout=tokens_per_rollout, prompt_tokens=prompt_tokens, group=group,
               vocab=vocab, hidden=hidden or None, update_seconds=update_seconds)

@@ -43,6 +43,12 @@ def preflight(
     """Probe a running engine before the run: settings, canaries, their logprobs under your weights, prefix cache, batch, and, if allowed, one weight update.
 
     Sends some forty short requests; changes nothing in the engine without --allow-update.
+
+    \b
+    Examples:
+      klaxon preflight --engine http://127.0.0.1:8000 --model weights/step_0
+      klaxon preflight --engine http://127.0.0.1:8000 --model weights/step_1 --previous weights/step_0 --allow-update
+
     Exit codes: 0 nothing failed, 1 a check failed, 2 it cannot run.
     """
     if allow_update and previous is None:

@@ -48,6 +48,13 @@ def proxy(upstream: Annotated[str, typer.Option(help="The engine, e.g. http://12
     For engines without Klaxon's tap: SGLang, TGI, llama.cpp, TensorRT-LLM, MLC LLM, vLLM. Point the engine's clients at
     --listen instead of the engine. Only generations whose answer tells logprobs and token ids can be reported;
     docs/proxy.md says what to ask each engine for. A daemon that is away costs the traffic nothing. Stops on Ctrl-C.
+
+    \b
+    Examples:
+      klaxon proxy --upstream http://127.0.0.1:30000 --dialect sglang
+      klaxon proxy --upstream http://127.0.0.1:8000 --listen 127.0.0.1:8900 --klaxon http://127.0.0.1:8765
+
+    Exit codes: 0 ended by Ctrl-C, 2 it cannot listen or an option is wrong.
     """
     import asyncio
 

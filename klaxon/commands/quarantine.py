@@ -40,7 +40,15 @@ def quarantine(
     match: Annotated[str, typer.Option(help="JSONL of your own request ids (request_id or id, or bare strings): write those that are tainted.")] = "",
     json_: Annotated[bool, typer.Option("--json", help="The summary as one JSON object on standard output; the list only with -o.")] = False,
 ) -> None:
-    """List the rollouts tainted since the incident's change began: one JSON line each, after one that says how to read them."""
+    """List the rollouts tainted since the incident's change began: one JSON line each, after one that says how to read them.
+
+    \b
+    Examples:
+      klaxon quarantine last -o tainted.jsonl
+      klaxon quarantine 7f3a --run runs/grpo-7b --match my_ids.jsonl -o drop.jsonl
+
+    Exit codes: 0 listed, 2 no such incident, or nothing can be read.
+    """
     if run and url:
         raise ConfigError("name --run (a stored run) or --url (a running daemon), not both")
     if json_ and out == "-":

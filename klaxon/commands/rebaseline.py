@@ -14,6 +14,12 @@ def rebaseline(reason: Annotated[str, typer.Argument(help="What was changed, in 
     """After a planned change: let the battery learn again what is normal. Self-bets, explanations and hard facts go on.
 
     Nothing does this by itself: an engine that restarts with other settings is how mismatches begin (docs/decisions/0004).
+
+    \b
+    Examples:
+      klaxon rebaseline 'engine upgraded to 0.32 on purpose'
+
+    Exit codes: 0 the daemon learns again, 2 no daemon answers or no reason is given.
     """
     if not reason.strip():
         raise typer.BadParameter("say in a few words what was changed")

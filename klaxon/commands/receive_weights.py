@@ -40,6 +40,12 @@ def receive_weights(
 
     The trainer must count Klaxon as one more member (world size + 1, and this URL in its list). A broadcast waits for all
     members: while this command is down, the trainer stands still. Stops on Ctrl-C. Read docs/weights.md first.
+
+    \b
+    Examples:
+      klaxon receive-weights --group tcp://trainer:29600 --rank 9 --world-size 10 --model weights/step_0 --out weights/received
+
+    Exit codes: 0 ended by Ctrl-C, 2 the group cannot be joined.
     """
     import uvicorn
 

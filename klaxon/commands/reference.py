@@ -31,7 +31,15 @@ def learn_(runs: Annotated[list[str], typer.Argument(help=RUN_HELP)],
            tolerance: Annotated[list[str] | None, typer.Option(help="Least half-width of the band, 10% or reward=5% (repeatable). Needed with one run.")] = None,
            coverage: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Chance that one more healthy run's level stays in the band of a metric.")] = 0.99,
            framework: Framework = "auto", json_: AsJson = False) -> None:
-    """Learn a band a metric from trusted runs. With one run the seed variance is unknown, and --tolerance stands in for it."""
+    """Learn a band a metric from trusted runs. With one run the seed variance is unknown, and --tolerance stands in for it.
+
+    \b
+    Examples:
+      klaxon reference learn runs/seed1 runs/seed2 runs/seed3 -o band.json
+      klaxon reference learn metrics.jsonl --tolerance 10% -o band.json
+
+    Exit codes: 0 written, 2 the runs cannot be read or are too few.
+    """
     allowed = tolerances(tolerance or [])
     if len(runs) == 1 and not allowed:
         raise ConfigError("one run cannot say how much runs differ by chance (its seed variance is unknown): give more runs, or --tolerance 10%")
@@ -56,7 +64,15 @@ def check_(run: Annotated[str, typer.Argument(help=RUN_HELP)],
            alpha: Annotated[float, typer.Option(min=1e-6, max=0.5, help="Accepted chance to accuse a run that stays inside.")] = 0.01,
            html: Annotated[str, typer.Option(help="Also draw run and band into this HTML file.")] = "",
            framework: Framework = "auto", json_: AsJson = False) -> None:
-    """Has a run left the band of its reference runs, and since which step? Exit code 1 when a metric has."""
+    """Has a run left the band of its reference runs, and since which step?
+
+    \b
+    Examples:
+      klaxon reference check runs/grpo-7b --band band.json
+      klaxon reference check metrics.jsonl --band band.json --html out.html
+
+    Exit codes: 0 inside, 1 a metric has left, 2 nothing usable.
+    """
     learnt = read_band(band)
     histories = read_runs([run], framework=framework)
     found = departure.check(learnt, histories[run].series, alpha=alpha)

@@ -14,7 +14,14 @@ from klaxon.replaying import Replayed
 def replay(run: Annotated[str, typer.Argument(help="The run's folder ([run] dir), its daemon stopped.")],
            config: Annotated[str, typer.Option("--config", "-c", help="The config the run was watched with.")] = "config.toml",
            json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False) -> None:
-    """Replay a recorded run and compare with what was stored. Exit code 1 when a batch's evidence differs."""
+    """Replay a recorded run and compare with what was stored.
+
+    \b
+    Examples:
+      klaxon replay runs/grpo-7b --config runs/grpo-7b.toml
+
+    Exit codes: 0 the same, 1 a batch's evidence differs, 2 the run cannot be read.
+    """
     from klaxon.config import load_config
     from klaxon.replaying import replay as replayed
 

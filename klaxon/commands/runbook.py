@@ -13,7 +13,11 @@ def runbook(name: Annotated[str, typer.Argument(help="Cause or hard fact, as the
     """Print what to do about a cause or a hard fact.
 
     \b
-    Example: klaxon runbook stale_weights
+    Examples:
+      klaxon runbook
+      klaxon runbook stale_weights
+
+    Exit codes: 0 printed, 2 no such cause.
     """
     if name:
         typer.echo(runbooks.page(name))

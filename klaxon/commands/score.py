@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from collector.records import Rollout, Score, SliceStats
 from klaxon.commands.rollout_files import PATH_HELP, AllowPickle, ConfigFile, FileFormat, TokenizerDir, limits_said, signals_of, usable
 
-if TYPE_CHECKING:
-    from collector.limits import Limits
-    from klaxon.commands.shadow_setup import Setup
-
-CHUNK = 8
-SHOWN = ("mean_d", "mean_abs_d", "max_abs_d", "k1", "k2", "k3", "clip_rate", "gspo_clip_rate", "ess", "pearson", "ppl_ratio")
 WORST = 5
 
 ModelDir = Annotated[Path, typer.Option("--model", help="folder of the weights that should have generated the rollouts")]
@@ -42,60 +34,38 @@ def score(
 ) -> None:
     """Score rollouts with the trainer's weights: KL, clip rate, ESS and the rest, per rollout and in total.
 
+    \b
+    Examples:
+      klaxon score rollouts.jsonl --model weights/step_40
+      klaxon score outputs/rollouts --model weights/step_40 --head-dtype float32 --json
+
     Exit codes: 0 within the band of a healthy engine, 1 mismatch, 2 nothing usable or failure.
     """
-    from diagnosis.tier_one import band_of, problems
-    from klaxon.commands.shadow_setup import labelled, left_out, nothing_scored, open_scorer
+    from klaxon.scripting.files import finite, per_rollout
+    from klaxon.scripting.files import score as scored
 
     trains = signals_of(config)
     contents = usable(file, strict=strict, format=format, tokenizer=tokenizer, allow_pickle=allow_pickle)
-    rollouts, refused = contents.rollouts, contents.refused
-    setup = open_scorer(model, (), body_dtype=body_dtype, head_dtype=head_dtype)
-    rollouts = labelled(rollouts, setup.versions, temperature=temperature)
-    scores = score_all(setup, rollouts)
-    per_rollout, total = statistics(rollouts, scores, trains.limits())
-    if not total["n_tokens"]:
-        raise nothing_scored(setup, rollouts, file=file)
-    dtype, band = band_of(rollouts)
-    found = list(problems(total, band))
-    report = {"file": file, "model": str(model), "tokens": int(total["n_tokens"]), "signals": _finite(total), "problems": found, "limits": limits_said(trains, config),
-              "band_nats": band, "band_of": dtype, "rollouts": per_rollout, "left_out": [*contents.notes, *left_out(setup, rollouts)],
+    refused = contents.refused
+    done = scored(contents.rollouts, model=model, body_dtype=body_dtype, head_dtype=head_dtype, temperature=temperature, limits=trains.limits(), progress=_bar, name=file)
+    report = {"file": file, "model": str(model), "tokens": int(done.signals["n_tokens"]), "signals": finite(done.signals), "problems": list(done.problems),
+              "limits": limits_said(trains, config), "band_nats": done.band_nats, "band_of": done.band_of,
+              "rollouts": per_rollout(done.rollouts, done.scores, trains.limits()), "left_out": [*contents.notes, *done.left_out],
               "refused": {"count": len(refused), "first": [str(error) for error in refused[:5]]}}
     if json_:
         print(json.dumps(report, allow_nan=False))
     else:
         _print(report)
-    raise typer.Exit(int(bool(found)))
+    raise typer.Exit(int(bool(done.problems)))
 
 
-def score_all(setup: Setup, rollouts: Sequence[Rollout]) -> list[Score]:
-    """One Score a rollout, with a progress bar on standard error."""
+def _bar(steps: range) -> Iterable[int]:
+    """A progress bar on standard error."""
     from rich.console import Console
     from rich.progress import track
 
-    starts = range(0, len(rollouts), CHUNK)
     console = Console(stderr=True)
-    scores: list[Score] = []
-    for start in track(starts, description="scoring", console=console, transient=True, disable=not console.is_terminal):
-        scores += setup.scorer.score(rollouts[start : start + CHUNK])
-    return scores
-
-
-def statistics(rollouts: Sequence[Rollout], scores: Sequence[Score], limits: Limits | None = None) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """(signals of each rollout, signals of all of them)."""
-    from collector import signals
-
-    rows, slices = [], list[SliceStats]()
-    for rollout, one in zip(rollouts, scores, strict=True):
-        mine = signals.slice_stats(rollout, one, limits=limits)
-        slices += mine
-        values = _finite(signals.metrics(signals.total(mine)))
-        rows.append({"request_id": rollout.request_id, "tokens": int(values["n_tokens"] or 0), **{name: values[name] for name in SHOWN}})
-    return rows, signals.metrics(signals.total(slices))
-
-
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return track(steps, description="scoring", console=console, transient=True, disable=not console.is_terminal)
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -17,7 +17,11 @@ def serve(folder: Annotated[Path, typer.Argument(help="The run's folder ([run] d
           port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8765) -> None:
     """Serve a stopped run to the dashboard and the command line, from a copy of its files. Ctrl-C ends it.
 
-    klaxon serve --read-only runs/grpo-7b
+    \b
+    Examples:
+      klaxon serve --read-only runs/grpo-7b
+
+    Exit codes: 0 ended by Ctrl-C, 2 the files cannot be served.
     """
     if not read_only:
         raise InputError("is missing: `klaxon serve` only reads; `klaxon run` is the daemon", field="--read-only", where="klaxon serve")
@@ -33,7 +37,7 @@ def serve(folder: Annotated[Path, typer.Argument(help="The run's folder ([run] d
         with Store(Path(copy) / STORE) as store:
             alerts = open_alerts(Path(copy), run="")
             typer.echo(f"{folder} ({size / 2**20:.1f} MiB, {'with' if (folder / CONTROL).is_file() else 'without'} incidents) on http://{host}:{port}; the page: "
-                       f"python -m dashboard.launch --api http://{host}:{port}", err=True)
+                       f"klaxon dashboard --api http://{host}:{port}", err=True)
             try:
                 uvicorn.run(sealed_api(Path(copy), store, alerts), host=host, port=port, log_level="warning", access_log=False)
             except SystemExit:

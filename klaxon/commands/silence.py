@@ -33,6 +33,13 @@ def add(
     """Silence an incident's fault, or whatever has all the labels given. Prints the silence's id.
 
     A daemon with a token asks for it in KLAXON_TOKEN. Ends of incidents that were told before are told all the same.
+
+    \b
+    Examples:
+      klaxon silence add last --for 2h --reason 'known, fix is on its way'
+      klaxon silence add --match replica=http://node7:8000 --for 1d --reason 'node is being drained'
+
+    Exit codes: 0 silenced, 2 the daemon refuses it or does not answer.
     """
     if bool(incident) == bool(match):
         raise ConfigError("name an incident, or labels with --match label=value (not both)")
@@ -50,7 +57,15 @@ def add(
 @silence.command("list")
 def list_(all_: Annotated[bool, typer.Option("--all", "-a", help="Those that have ended as well.")] = False, url: Url = DEFAULT_URL,
           json_: Annotated[bool, typer.Option("--json", help="One JSON array on standard output.")] = False) -> None:
-    """List the silences in force and to come, the first to end first."""
+    """List the silences in force and to come, the first to end first.
+
+    \b
+    Examples:
+      klaxon silence list
+      klaxon silence list --all --json
+
+    Exit codes: 0 listed, 2 no daemon answers.
+    """
     found = get_json(url, "/v1/silences", ended=all_)
     if json_:
         typer.echo(json.dumps(found))
@@ -61,7 +76,14 @@ def list_(all_: Annotated[bool, typer.Option("--all", "-a", help="Those that hav
 
 @silence.command()
 def expire(silence_id: Annotated[str, typer.Argument(metavar="SILENCE", help="Id of the silence (`klaxon silence list` shows it).")], url: Url = DEFAULT_URL) -> None:
-    """End a silence now. What it covered and still fires is told at once."""
+    """End a silence now. What it covered and still fires is told at once.
+
+    \b
+    Examples:
+      klaxon silence expire 4b1c
+
+    Exit codes: 0 ended, 2 no such silence or no daemon.
+    """
     found = write_json("DELETE", url, f"/v1/silences/{quote(silence_id, safe='')}")
     typer.echo(f"{found['id']} has ended; what it covered and still fires is told now")
 

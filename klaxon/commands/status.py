@@ -17,7 +17,15 @@ COLOUR = {"mismatch": "bold white on red", "blind": "bold black on yellow", "hea
 
 def status(url: Annotated[str, typer.Option(help="Address of the daemon's read API.")] = DEFAULT_URL,
            json_: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False) -> None:
-    """Show the verdict, the evidence, the heartbeats and what Klaxon cannot see. Exit code 1 on a mismatch."""
+    """Show the verdict, the evidence, the heartbeats and what Klaxon cannot see.
+
+    \b
+    Examples:
+      klaxon status
+      klaxon status --url http://node7:8765 --json
+
+    Exit codes: 0 no mismatch known (healthy, learning or starting), 1 mismatch, 2 Klaxon cannot see, or does not answer.
+    """
     found = get_json(url, "/v1/status")
     incidents = get_json(url, "/v1/incidents")
     incidents = incidents.get("incidents", []) if isinstance(incidents, dict) else incidents

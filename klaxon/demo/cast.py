@@ -134,6 +134,8 @@ class Cast:
             "sampler": {"tokens_per_minute": 100_000 if has_gpu() else 6000},
             "weights": {"dir": str(self.folder.training / "weights"), "accept_unmarked": False, "poll_seconds": 1.0},
             "shadow": {"body_dtype": "bfloat16", "head_dtype": "float32", "threads": 1},
+            # What the demo's own model writes is nobody's secret: the Tokens page may show it.
+            "store": {"tokens": "text"},
             # A diagnosis competes with engine and trainer for the same two cores: fewer rollouts.
             "diagnosis": {"experiments": ["caching"]} | ({} if has_gpu() else {"max_rollouts": 32, "max_versions": 6, "min_tokens": 200}),
             # The demo restarts its engine on purpose and builds it slowly on a CPU: that is not an outage.

@@ -91,11 +91,12 @@ class Director:
 
     def start(self) -> None:
         """Everything, in order. Raises KlaxonError when a part cannot start."""
-        options, half = self._options, self._options.steps // 2
+        options = self._options
+        half, early = options.steps // 2, options.steps * 2 // 5
         self._cast.start_klaxon()
         self._cast.start_engine("processed_logprobs")
         fault = {"raw-logprobs": ["--hold-at", str(half)],
-                 "stale-prefix-cache": ["--stale-cache-from", str(half), "--stale-learning-rate", STALE_LEARNING_RATE]}
+                 "stale-prefix-cache": ["--stale-cache-from", str(early), "--stale-learning-rate", STALE_LEARNING_RATE]}
         self._cast.start_trainer(["--steps", str(options.steps if options.exit_after else 0), *fault.get(options.fault, [])])
         self._screen.say("GRPO starts: sums of small numbers at T = 0.7, new weights in the engine after every step")
 

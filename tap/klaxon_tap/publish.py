@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from klaxon_tap import settings
+
 log = logging.getLogger("klaxon_tap")
 
 MARKER = "COMPLETE"
@@ -233,7 +235,7 @@ def _name(version: str | int) -> str:
 
 
 def _root(folder: str | None) -> Path:
-    named = folder or os.environ.get("KLAXON_WEIGHTS_DIR")
+    named = folder or settings.weights_dir()
     if not named:
         raise ValueError("no folder: set KLAXON_WEIGHTS_DIR, or pass folder=")
     return Path(os.path.abspath(named))

@@ -162,8 +162,8 @@ class Sender:
             return []
 
     def _heartbeat(self) -> dict[str, Any]:
-        beat = {"kind": "heartbeat", "source": self.source, "pid": os.getpid(), "at": time.time(), "sent": self.sent,
-                "dropped": self.dropped, "queued": self._queue.qsize(), "errors": self.errors}
+        beat = {"kind": "heartbeat", "source": self.source, "pid": os.getpid(), "host": socket.gethostname(), "at": time.time(), "sent": self.sent,
+                "dropped": self.dropped, "queued": self._queue.qsize(), "errors": self.errors, "last_error": self.last_error}
         try:
             beat.update(self._about())
         except Exception as error:  # a heartbeat without details is better than none

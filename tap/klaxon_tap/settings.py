@@ -45,6 +45,11 @@ def _served_at(argv: list[str]) -> str | None:
     return f"http://{socket.gethostname() if host in ('0.0.0.0', '::', '') else host}:{given.get('--port', '8000')}"
 
 
+def weights_dir() -> str | None:
+    """KLAXON_WEIGHTS_DIR: where publish_weights writes versions; None = nowhere."""
+    return os.environ.get("KLAXON_WEIGHTS_DIR") or None
+
+
 def forced_logprobs() -> int | None:
     """KLAXON_FORCE_LOGPROBS: logprobs to ask for where the caller asked for none; None = observe only (default)."""
     text = os.environ.get("KLAXON_FORCE_LOGPROBS", "")

@@ -91,7 +91,7 @@ def _decode(path: Path) -> list[Any]:
     try:
         import msgspec
     except ModuleNotFoundError:
-        raise ConfigError(f"{path}: prime-rl's batch files need msgspec: pip install msgspec") from None
+        raise ConfigError(f"{path}: prime-rl's batch files need msgspec: pip install 'klaxon-rl[sources]'") from None
     try:
         decoded = msgspec.msgpack.decode(path.read_bytes())
     except OSError as error:

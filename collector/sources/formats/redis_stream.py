@@ -35,7 +35,7 @@ class RedisTail:
             raise ConfigError(f"{url!r} is no Redis stream; write redis://HOST:6379/actor/0/0")
         self.url = f"{SCHEME}{parts.hostname}:{parts.port or 6379}/{self.key}"  # without a password: it is shown
         if importlib.util.find_spec("redis") is None:
-            raise ConfigError(f"{self.url}: reading Redis needs redis: pip install redis")
+            raise ConfigError(f"{self.url}: reading Redis needs redis: pip install 'klaxon-rl[sources]'")
         self.options = options or ReadOptions()
         self.counts: Counter[str] = self.options.counts
         self._connect = {"host": parts.hostname, "port": parts.port or 6379, "username": parts.username, "password": parts.password}

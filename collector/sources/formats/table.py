@@ -27,7 +27,7 @@ weight versions: the step that trained on a rollout is not the version that gene
 the start of a request; `version_at_start = true` believes it for the whole request (right only when weights are never
 updated in flight).
 
-PipelineRL's streams in Redis are read live with `files = [{path = "redis://HOST:6379/actor/0/0"}]` (pip install redis): XREAD
+PipelineRL's streams in Redis are read live with `files = [{path = "redis://HOST:6379/actor/0/0"}]` (`klaxon-rl[sources]`): XREAD
 takes nothing from the trainer, and of the pickled records only plain data is built.
 
 **What is trained on.** Where a format writes the trainer's loss mask (`loss mask` above) or says that a rollout was dropped, Klaxon

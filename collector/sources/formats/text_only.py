@@ -76,7 +76,7 @@ def _tokenizer(folder: str) -> Callable[[str], list[int]]:
     try:
         from tokenizers import Tokenizer
     except ModuleNotFoundError:
-        raise ConfigError("re-tokenising needs tokenizers: pip install tokenizers") from None
+        raise ConfigError("re-tokenising needs tokenizers: pip install 'klaxon-rl[scorer]'") from None
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception for a missing or broken file

@@ -23,9 +23,8 @@ def test_a_chart_is_explained_on_hover_and_taken_away_as_csv_and_png(browser, tm
             chart.get_by_role("button", name="CSV").first.click()
         told = numbers.value.path().read_text(encoding="utf-8")
         assert numbers.value.suggested_filename == "klaxon-mismatch.csv" and told.startswith("row,at,") and "Z," in told and "p50–p99" in told and "frame" not in told
-        chart.hover()
         with page.expect_download() as picture:
-            chart.get_by_role("button", name="Download as PNG").first.click()
+            chart.get_by_role("button", name="Download as PNG").first.press("Enter")  # a moving pointer would lose the toolbar
         assert picture.value.suggested_filename.endswith(".png") and picture.value.path().read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         page.close()
 

@@ -149,7 +149,7 @@ def test_a_file_of_rollouts_becomes_a_page_with_what_it_says_by_itself(tmp_path)
 
 
 @pytest.mark.parametrize(("arguments", "told"), [
-    (("nowhere.jsonl",), "nowhere.jsonl"), ((".",), "format"), (("http://127.0.0.1:9",), "cannot be reached"),
+    (("nowhere.jsonl",), "nowhere.jsonl"), ((".",), "holds no klaxon.duckdb"), (("http://127.0.0.1:9",), "cannot be reached"),
     ((RAW, "-o", "there.html"), "--force"), ((RAW, "-o", "no/such/report.html"), "there is no such folder"), ((RAW, "-o", "."), "is a folder")])
 def test_what_cannot_be_done_is_said_in_one_clear_line(arguments, told, tmp_path):
     (tmp_path / "there.html").write_text("mine", encoding="utf-8")

@@ -122,7 +122,7 @@ def _opened(what: str, *, trainer: str, format: str, tokenizer: str, allow_pickl
         progress(f"copying {what}")
         opened = folder(Path(what))
     else:
-        progress(f"reading {what}")
+        progress(f"reading {what}" + (f", which holds no {STORE} and so is no run's folder, as rollouts" if Path(what).is_dir() else ""))
         opened = file(what, trainer=trainer, format=format, tokenizer=tokenizer, allow_pickle=allow_pickle, progress=progress)
     with opened as client:
         yield client

@@ -1,6 +1,6 @@
 """What people do to incidents, over HTTP: acknowledge, silence, ask why. For the command line, the page and scripts.
 
-Writes ask for the daemon's token wherever one is set; off loopback the daemon does not start without one (app.read_token).
+Writes ask for the daemon's token wherever one is set; off loopback the daemon does not start without one (outsiders.read_token).
 A browser may not write at all: a request that names an Origin, or is no JSON, is refused, so that no web page the operator
 happens to visit can silence alerts of a daemon on loopback.
 """

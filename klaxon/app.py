@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import signal
 import threading
 import time
@@ -18,10 +17,11 @@ from fastapi import FastAPI
 
 from alerts.db import Database
 from alerts.service import Alerts
-from collector.errors import ConfigError, Unavailable
+from collector.errors import Unavailable
 from collector.sources.inbox import TapInbox
 from collector.sources.trainer_logprobs import parse_trainer_word
 from collector.store import Store
+from collector.store_seal import forget, seal
 from detectors.bank import Bank
 from klaxon.alert_routes import alerts_router
 from klaxon.api import build_api
@@ -38,7 +38,7 @@ from klaxon.health import health_router
 from klaxon.heartbeat import Heartbeat, heartbeat_of
 from klaxon.ingest import Ingest, ingest_router
 from klaxon.live import Live
-from klaxon.outsiders import OutsidersNeedTheToken
+from klaxon.outsiders import OutsidersNeedTheToken, read_token
 from klaxon.probe import EngineProbe
 from klaxon.sealed import keep_status
 from klaxon.serving import servers, serving
@@ -208,6 +208,13 @@ class Daemon:
             self.counts["store_errors"] += 1
             log.error("%s", error)
 
+    def retain(self) -> None:
+        """Seal the hours that are over, then let go of what outlived its time."""
+        now, config, sealed = time.time(), self.config.store, Path(self.config.run.dir) / "sealed"
+        seal(self.store.query_arrow, sealed, config.seal, now)
+        forget(sealed, config.sealed_ttl_days, now)
+        self.store.retention(now, config)
+
     def chores(self) -> list[tuple]:
         """What APScheduler runs, and how often."""
         store_config = self.config.store
@@ -217,7 +224,7 @@ class Daemon:
             ("metrics", self.trainer.poll_metrics, METRICS_SECONDS),
             ("alerts", lambda: self.alerts.tick(time.time()), ALERTS_SECONDS),
             ("checkpoint", self.store.checkpoint, store_config.checkpoint_seconds),
-            ("retention", lambda: self.store.retention(time.time(), store_config), RETENTION_SECONDS),
+            ("retention", self.retain, RETENTION_SECONDS),
         ]
         if self.config.engine.url:
             chores.append(("probe", lambda: self.probe.probe(time.time()), self.config.engine.probe_seconds))
@@ -235,28 +242,6 @@ def _file_gains(builder: BatchBuilder, lock: threading.Lock, gains: dict[str, fl
     now = time.time()
     with lock:
         builder.add(builder.window_of(now, now=now), gains=gains)
-
-
-def read_token(config: Config) -> str | None:
-    """The tap token from its file or environment variable; None = no token asked (loopback and socket only).
-
-    Raises:
-        ConfigError: the file cannot be read, or the API would be reachable from outside without a token.
-    """
-    daemon = config.daemon
-    if daemon.token_file:
-        try:
-            found = Path(daemon.token_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigError(f"daemon.token_file: {daemon.token_file} cannot be read ({error.strerror})") from None
-        if not found:
-            raise ConfigError(f"daemon.token_file: {daemon.token_file} is empty; put the token there")
-        return found
-    token = os.environ.get(daemon.token_env) or None
-    if token is None and daemon.host not in ("127.0.0.1", "localhost", "::1"):
-        raise ConfigError(f"daemon.host is {daemon.host}, reachable from outside: set {daemon.token_env} or "
-                          "daemon.token_file, or go back to 127.0.0.1")
-    return token
 
 
 async def serve(config: Config) -> None:

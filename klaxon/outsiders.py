@@ -1,6 +1,6 @@
 """Who is not on this machine needs the token, for reading too.
 
-The daemon refuses to listen off loopback without a token (app.read_token). Where one is set, a request over the taps' socket
+The daemon refuses to listen off loopback without a token (read_token). Where one is set, a request over the taps' socket
 or from a loopback address is let through to its route (which may ask for the token itself: ingest and every write do); any
 other must carry it. /healthz alone answers everybody, for probes that know nothing.
 """
@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import os
+from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from collector.errors import ConfigError
+from klaxon.config import Config
 
 OPEN_TO_ALL = ("/healthz",)
 
@@ -48,3 +53,25 @@ def is_outside(client: tuple[str, int] | None) -> bool:
         return True
     mapped = getattr(address, "ipv4_mapped", None)
     return not (mapped or address).is_loopback
+
+
+def read_token(config: Config) -> str | None:
+    """The tap token from its file or environment variable; None = no token asked (loopback and socket only).
+
+    Raises:
+        ConfigError: the file cannot be read, or the API would be reachable from outside without a token.
+    """
+    daemon = config.daemon
+    if daemon.token_file:
+        try:
+            found = Path(daemon.token_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigError(f"daemon.token_file: {daemon.token_file} cannot be read ({error.strerror})") from None
+        if not found:
+            raise ConfigError(f"daemon.token_file: {daemon.token_file} is empty; put the token there")
+        return found
+    token = os.environ.get(daemon.token_env) or None
+    if token is None and daemon.host not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(f"daemon.host is {daemon.host}, reachable from outside: set {daemon.token_env} or "
+                          "daemon.token_file, or go back to 127.0.0.1")
+    return token

@@ -23,6 +23,9 @@ class StoreConfig(BaseModel):
     rollouts_ttl_days: float = Field(7.0, gt=0, description="per-rollout statistics are deleted after this many days")
     evidence_ttl_days: float = Field(30.0, gt=0, description="per-stream evidence is deleted after this many days")
     metrics_ttl_days: float = Field(365.0, gt=0, description="trainer metrics, events and weight versions are deleted after this many days")
+    seal: list[Literal["series", "slices", "rollouts", "evidence", "metrics", "events"]] = Field(
+        ["series", "rollouts", "events"], description="tables of which each hour that is over is also written to <run.dir>/sealed as Parquet, for other tools and beyond the times above; [] = none")
+    sealed_ttl_days: float = Field(365.0, gt=0, description="sealed hours are deleted after this many days")
     max_gb: float = Field(0.0, ge=0, description="the store keeps to this many GB: beyond it the oldest evidence, then rollout statistics, then batches go before their time, never the newest day; 0 = no limit")
     batches_ttl_days: float = Field(365.0, gt=0, description="batches (what a replay needs) are deleted after this many days")
     tokens: TokenTier = Field("numbers", description="what is kept a token of the rollouts furthest off: off, numbers (logprobs, entropy, rank; no ids), "

@@ -1,7 +1,7 @@
 """How long each kind of data stays in the store, and what goes first when the file grows beyond its limit.
 
-DuckDB reuses the space of deleted rows; the file itself does not shrink. So the limit is held against what is in use, block by block,
-and rows are deleted oldest first, in the order of what is missed least: evidence a stream, statistics a rollout, then whole batches.
+DuckDB reuses the space of deleted rows, a hundred thousand rows of a table at a time; the file itself does not shrink. So the limit is
+held against the blocks in use, and rows are deleted oldest first, in the order of what is missed least: evidence a stream, statistics a rollout, then whole batches.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _make_room(cursor: duckdb.DuckDBPyConnection, now: float, limit_bytes: float
     done: dict[str, int] = {}
     for tables in (("evidence",), ("rollouts",), (*BATCH_TABLES, "series", "batches")):
         while in_use_bytes(cursor) > limit_bytes:
-            first = cursor.execute(f"SELECT min(b.closed_at) FROM batches b WHERE b.t >= (SELECT min(t) FROM {tables[0]})").fetchall()[0][0]
+            first = cursor.execute(f"SELECT min(b.closed_at) FROM batches b WHERE b.t >= (SELECT min(t) FROM {tables[-1]})").fetchall()[0][0]
             if first is None or first >= now - SPARED_DAYS * DAY:
                 break
             cut = first + max((now - SPARED_DAYS * DAY - first) * STEP, 1.0)

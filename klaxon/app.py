@@ -22,6 +22,7 @@ from collector.records import Rollout, Score
 from collector.sources.inbox import TapInbox
 from collector.sources.trainer_logprobs import parse_trainer_word
 from collector.store import Store
+from collector.store_seal import forget, seal
 from detectors.bank import Bank
 from klaxon.alert_routes import alerts_router
 from klaxon.api import build_api
@@ -223,6 +224,13 @@ class Daemon:
             self.counts["store_errors"] += 1
             log.error("%s", error)
 
+    def retain(self) -> None:
+        """Seal the hours that are over, then let go of what outlived its time."""
+        now, config, sealed = time.time(), self.config.store, Path(self.config.run.dir) / "sealed"
+        seal(self.store.query_arrow, sealed, config.seal, now)
+        forget(sealed, config.sealed_ttl_days, now)
+        self.store.retention(now, config)
+
     def chores(self) -> list[tuple]:
         """What APScheduler runs, and how often."""
         store_config = self.config.store
@@ -232,7 +240,7 @@ class Daemon:
             ("metrics", self.trainer.poll_metrics, METRICS_SECONDS),
             ("alerts", lambda: self.alerts.tick(time.time()), ALERTS_SECONDS),
             ("checkpoint", self.store.checkpoint, store_config.checkpoint_seconds),
-            ("retention", lambda: self.store.retention(time.time(), store_config), RETENTION_SECONDS),
+            ("retention", self.retain, RETENTION_SECONDS),
         ]
         if self.exports.relays:
             chores.append(("exports", self.exports.feed, FEED_SECONDS))

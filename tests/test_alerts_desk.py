@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from alerts_helpers import fact, mismatch
 from alerts_served import Served, served_daemon
 from collector.errors import ConfigError, GiveUp, Unavailable
-from klaxon.app import Daemon, read_token
+from klaxon.app import Daemon
 from klaxon.cli import app
 from klaxon.config import parse_config
+from klaxon.outsiders import read_token
 
 @pytest.fixture
 def served(tmp_path, monkeypatch) -> Iterator[Served]:

@@ -28,7 +28,7 @@ from klaxon.alert_routes import alerts_router
 from klaxon.api import build_api
 from klaxon.backup_routes import backup_router
 from klaxon.bank_state import load, load_requests
-from klaxon.batches import BatchBuilder
+from klaxon.batches import BatchBuilder, add_gains
 from klaxon.canary import Canary
 from klaxon.chores import schedule
 from klaxon.claims import claimed
@@ -93,7 +93,7 @@ class Daemon:
         self.cursors = Cursors(Database(folder / "control.sqlite"), next_t=self.store.forget_unstored())
         builder = BatchBuilder(started_at=self.started_at, batch_seconds=config.daemon.batch_seconds,
                                watermark_seconds=config.daemon.watermark_seconds, first_t=first_t)
-        self.trainer.bet = lambda gains: _file_gains(builder, lock, gains)
+        self.trainer.bet = lambda gains: add_gains(builder, lock, gains)
         self.worker = Worker(config, inbox=self.inbox, builder=builder, builder_lock=lock,
                              views=self._views() if config.weights.dir else None, refuse=self.ingest.refuse,
                              file_rollouts=self._file_rollouts, note=self.trainer.ledger.note,
@@ -253,13 +253,6 @@ class Daemon:
         if self.shadow is not None:
             chores.append(("weights", self._poll_weights, self.config.weights.poll_seconds))
         return chores
-
-
-def _file_gains(builder: BatchBuilder, lock: threading.Lock, gains: dict[str, float]) -> None:
-    """Log gains that belong to no rollout go into the batch that is open now."""
-    now = time.time()
-    with lock:
-        builder.add(builder.window_of(now, now=now), gains=gains)
 
 
 async def serve(config: Config) -> None:

@@ -6,6 +6,8 @@ missing batch and is passed on as one. Whoever files a rollout asks `is_late` an
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -85,3 +87,10 @@ class BatchBuilder:
             slices=signals.merge(self._slices.pop(t, ())), gains=dict(sorted(self._gains.pop(t, Counter()).items())),
             counts=dict(self._counts.pop(t, Counter())),
         )
+
+
+def add_gains(builder: BatchBuilder, lock: threading.Lock, gains: Mapping[str, float]) -> None:
+    """Log gains that belong to no rollout go into the batch that is open now."""
+    now = time.time()
+    with lock:
+        builder.add(builder.window_of(now, now=now), gains=gains)

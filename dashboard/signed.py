@@ -93,8 +93,8 @@ def _corner() -> None:
         st.rerun()
     with st.container(key="person", gap=None):
         st.caption(f":material/person: **{plain(found.name)}**, {ROLE_WORDS[found.role]}")
-        if _is_oidc():
-            st.button("Sign out", icon=":material/logout:", type="tertiary", on_click=st.logout)
+        if _is_oidc() and st.button("Sign out", icon=":material/logout:", type="tertiary"):  # no callback: what that sends can be lost
+            st.logout()
 
 
 def _is_oidc() -> bool:
@@ -104,13 +104,14 @@ def _is_oidc() -> bool:
 def _ask() -> None:
     with st.container(key="state-signed-out", width=460):
         st.markdown("## Klaxon\n\nSign in to see this run. You come back to the link you opened.")
-        st.button("Sign in", icon=":material/login:", type="primary", on_click=st.login)
+        if st.button("Sign in", icon=":material/login:", type="primary"):
+            st.login()
     st.stop()
 
 
 def _closed(title: str, text: str) -> None:
     with st.container(key="state-closed"):
         st.error(f"## {title}\n\n{text}", icon=":material/lock:")
-        if os.environ.get(SETTINGS) and st.user.get("is_logged_in"):
-            st.button("Sign out", icon=":material/logout:", on_click=st.logout)
+        if os.environ.get(SETTINGS) and st.user.get("is_logged_in") and st.button("Sign out", icon=":material/logout:"):
+            st.logout()
     st.stop()

@@ -83,6 +83,7 @@ def goes_to_now_and_back(page, incident: str) -> None:
     expect(card).to_contain_text("the fix is on its way")
     page.get_by_text("3 h", exact=True).click()
     expect(page).to_have_url(re.compile(f"/\\?(?=.*window=3h)(?=.*incident={incident})"))
+    expect(card.get_by_role("link", name="Open this incident")).to_have_attribute("href", re.compile("window=3h"))
     card.get_by_text("Open this incident").click()
     expect(page.locator(".st-key-state-acknowledged")).to_be_visible()
     expect(page).to_have_url(re.compile(f"/incident\\?(?=.*window=3h)(?=.*incident={incident})"))

@@ -59,6 +59,7 @@ def test_with_an_openid_provider_the_link_survives_the_sign_in_and_the_persons_n
             expect(other.locator(".st-key-state-closed")).to_contain_text("not on the list")
             assert other.locator(".st-key-navigation").count() == 0
             other.context.close()
+        ada.keyboard.press("Escape")
         ada.get_by_role("button", name="Sign out").click()
         expect(ada.locator(".st-key-state-signed-out")).to_be_visible()
         ada.context.close()

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name != "log.md")]
 _FENCE = re.compile(r"```(\w*)\n(.*?)```", re.S)
 _INLINE = re.compile(r"`(klaxon [^`\n]+)`")
-GRAMMAR = re.compile(r"[…|\[]|^klaxon [A-Z]")  # a line with one of these describes commands; it is none
+GRAMMAR = re.compile(r"[…|\[]|^klaxon [A-Z]|^klaxon --")  # a line with one of these describes commands, or is an option of all of them (test_help.py)
 
 PLACES = {
     "FILE": "rollouts.jsonl", "ROLLOUTS": "rollouts.jsonl", "PATH": "rollouts.jsonl", "FILE_FROM_THE_FLOAT32_ENGINE": "rollouts.jsonl", "INCIDENT": "last", "NAME": "raw_logprobs",
@@ -50,7 +50,7 @@ def lines() -> list[Line]:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         fenced = [line.strip() for _, body in _FENCE.findall(text) for line in body.splitlines()]
-        shown = [line for line in fenced if re.match(r"(\$ )?klaxon ", line)] + _INLINE.findall(_FENCE.sub("", text))
+        shown = [part for line in [*fenced, *_INLINE.findall(_FENCE.sub("", text))] for part in line.split(" && ") if re.match(r"(\$ )?klaxon ", part)]
         for line in shown:
             if not GRAMMAR.search(line):
                 found.setdefault(re.sub(r"\s+#.*", "", line), Line(page=str(page.relative_to(ROOT)), text=line))
@@ -60,4 +60,4 @@ def lines() -> list[Line]:
 def shell_lines() -> list[tuple[str, str]]:
     """(page, line) of the other commands in console blocks: somebody else's programs."""
     return [(str(page.relative_to(ROOT)), line.strip()) for page in PAGES for language, body in _FENCE.findall(page.read_text(encoding="utf-8")) if language in ("console", "bash", "sh")
-            for line in body.splitlines() if line.strip() and not re.match(r"\s*(\$ )?(klaxon |#)", line)]
+            for line in body.replace("\\\n", " ").splitlines() if line.strip() and not re.match(r"\s*(\$ )?(klaxon |#)", line)]

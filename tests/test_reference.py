@@ -15,7 +15,7 @@ from collector.store import Store
 from detectors import bounded, departure, reference
 from detectors.esr import ShiryaevRoberts
 from klaxon.cli import app
-from klaxon.commands import check
+from klaxon.checks import settings
 from klaxon.config import Config
 from klaxon.run_files import read_band
 from klaxon.trainer_side import TrainerSide
@@ -179,9 +179,9 @@ def test_a_live_trainer_bets_each_step_once_and_check_shows_the_band(place) -> N
         assert [fact.name for fact in trainer.health.facts(1.0)] == ["trainer_nonfinite"]
         assert json.dumps(trainer.latest, allow_nan=False)
     assert len(bets) == 2 and all(set(one) == {name for name in reference.streams(read_band(out)) if ":reward:" in name} for one in bets)
-    shown = check._reference(config)
+    shown = settings.reference(config)
     assert shown.state == "ok" and "5 run(s): reward" in shown.text
-    broken = check._reference(Config.model_validate({"reference": {"band": "none.json"}}))
+    broken = settings.reference(Config.model_validate({"reference": {"band": "none.json"}}))
     assert broken.state == "bad" and "klaxon reference learn" in broken.text
 
 

@@ -92,6 +92,7 @@ def test_an_older_store_opens_and_its_signals_come_from_the_slices(path: Path, t
     with duckdb.connect(str(old)) as connection:
         for column in ("hist_pos", "hist_neg", "sums"):
             connection.execute(f"ALTER TABLE series DROP COLUMN {column}")
+        connection.execute("UPDATE meta SET value = '1' WHERE key = 'version'")
     with Store(old) as store:
         store.append_batch(BatchStats(t=BATCHES, opened_at=9.0, closed_at=10.0, slices=slices_of(BATCHES)))
         rows = everything(store)

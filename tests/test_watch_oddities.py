@@ -19,7 +19,7 @@ from detectors.bank import Bank
 from detectors.hardfacts import Observation, facts
 from klaxon.app import Daemon
 from klaxon.batches import BatchBuilder
-from klaxon.commands import check
+from klaxon.checks import settings
 from klaxon.config import Config
 from klaxon.filing import Filing
 from klaxon.watch import Hooks, Watch
@@ -128,7 +128,7 @@ def test_a_store_that_refuses_is_noticed_and_a_corrupt_batch_is_logged(parts, ca
 
 def test_check_prints_the_contract_and_where_it_contradicts_itself() -> None:
     def told(**contract: object) -> check.Finding:
-        return check._contract(Config.model_validate({"contract": contract}), {"engine": {"dtype": "torch.bfloat16"}})
+        return settings.contract(Config.model_validate({"contract": contract}), {"engine": {"dtype": "torch.bfloat16"}})
 
     assert told().state == "off"
     fine = told(engine_dtype="bfloat16", floor_nats=0.05, correction="tis", cap=2.0, min_ess=0.95)

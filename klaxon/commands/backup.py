@@ -29,10 +29,14 @@ def backup(run: Annotated[str, typer.Argument(help="The run's folder ([run] dir)
            force: Annotated[bool, typer.Option("--force", "-f", help="Replace the file if it is there.")] = False) -> None:
     """Write everything Klaxon knows of a run into one file: statistics, incidents, detectors' state. No rollout text, no token ids unless stored.
 
-    A running daemon makes the copy itself, at one moment, and goes on. Ctrl-C leaves no file.
+    A running daemon makes the copy itself, at one moment, and goes on. Ctrl-C leaves no file. KLAXON_TOKEN holds the token where the daemon asks for one.
 
-    klaxon backup runs/grpo-7b -o grpo-7b.tar.gz
-    klaxon backup http://10.0.0.3:8765 -o grpo-7b.tar.gz     (KLAXON_TOKEN where the daemon asks for one)
+    \b
+    Examples:
+      klaxon backup runs/grpo-7b -o grpo-7b.tar.gz
+      klaxon backup http://10.0.0.3:8765 -o grpo-7b.tar.gz
+
+    Exit codes: 0 written, 2 it could not be, 130 after Ctrl-C.
     """
     mode = next((mode for ending, mode in ENDINGS.items() if out.name.endswith(ending)), None)
     if mode is None:

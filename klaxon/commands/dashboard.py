@@ -25,7 +25,7 @@ def dashboard(api: Annotated[list[str] | None, typer.Option(metavar="[NAME=]URL"
       klaxon dashboard --api grpo-7b=http://127.0.0.1:8765 --api sft=http://127.0.0.1:8766
       klaxon dashboard --daemons daemons.toml --sign-in sign-in.toml --address 0.0.0.0
 
-    Exit codes: 2 it cannot start, 130 after Ctrl-C.
+    Exit codes: 0 ended, 2 it cannot start, 130 after Ctrl-C.
     """
     from dashboard.daemons import Unusable
     from dashboard.launch import start

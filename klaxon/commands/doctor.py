@@ -31,11 +31,15 @@ def doctor(config: Annotated[str, typer.Option("--config", "-c", help="The run's
     """Why do I see no data? Walks engine → tap → daemon → scorer → store → alerts and names the first broken link, the evidence and the next command.
 
     With a running daemon it asks it; with one that is down it looks at the state files, the lock, the port and the config. Nothing is
-    changed and nothing is sent. Exit code 0: all is well; 1: a link is broken or lets something wrong through; 2: it could not look.
+    changed and nothing is sent. KLAXON_TOKEN holds the token where the daemon asks for one.
 
-    klaxon doctor
-    klaxon doctor -c runs/grpo.toml
-    klaxon doctor --url http://10.0.0.3:8765     (KLAXON_TOKEN where the daemon asks for one)
+    \b
+    Examples:
+      klaxon doctor
+      klaxon doctor -c runs/grpo.toml
+      klaxon doctor --url http://10.0.0.3:8765 --json
+
+    Exit codes: 0 all is well, 1 a link is broken or lets something wrong through, 2 it could not look.
     """
     name = config or ("config.toml" if not url and Path("config.toml").is_file() else "")
     loaded = load_config(name) if name else None

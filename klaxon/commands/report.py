@@ -39,8 +39,15 @@ def report(
 ) -> None:
     """Write a post-mortem: one HTML file with the charts of the page, nothing loaded from anywhere.
 
-    klaxon report runs/grpo-7b -o report.html. Verdict, incidents, causes, impact, slices, engine audit, what was not seen, the false-alarm budget, and the
-    definition of every number. Exit code 2 when it could not be written.
+    Verdict, incidents, causes, impact, slices, engine audit, what was not seen, the false-alarm budget, and the definition of every number.
+
+    \b
+    Examples:
+      klaxon report runs/grpo-7b -o report.html
+      klaxon report http://127.0.0.1:8765 --incident last -o incident.html
+      klaxon report rollouts.jsonl --force
+
+    Exit codes: 0 written, 2 it could not be.
     """
     from dashboard.client import Disconnected
     from dashboard.client_incident import Refused

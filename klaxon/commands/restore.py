@@ -18,8 +18,12 @@ def restore(file: Annotated[Path, typer.Argument(help="A file of `klaxon backup`
 
     Then set [run] dir to the folder and start `klaxon run`, or look at it with `klaxon serve --read-only FOLDER`.
 
-    klaxon restore grpo-7b.tar.gz runs/grpo-7b-restored
-    klaxon restore grpo-7b.tar.gz --look
+    \b
+    Examples:
+      klaxon restore grpo-7b.tar.gz runs/grpo-7b-restored
+      klaxon restore grpo-7b.tar.gz --look
+
+    Exit codes: 0 restored, 2 it could not be, 130 after Ctrl-C.
     """
     found = read_manifest(file)
     typer.echo(f"{file}: {told(found)}", err=True)

@@ -15,6 +15,7 @@ import typer
 from dashboard_served import faulty_run
 from documented_commands import READ_ONLY, ROOT, lines, shell_lines
 from klaxon import cli
+from test_dashboard_browser import free_port
 
 LINES = lines()
 RECORDINGS = ROOT / "klaxon" / "recordings"
@@ -26,7 +27,7 @@ def place(tmp_path_factory):
     """A folder with what the documents' placeholders name, and a daemon's address."""
     folder = tmp_path_factory.mktemp("documents")
     shutil.copy(RECORDINGS / "v0181_raw_t07.jsonl", folder / "rollouts.jsonl")
-    (folder / "config.toml").write_text('[run]\nname = "r1"\ndir = "state"\n[daemon]\nbatch_seconds = 10.0\n[shadow]\nenabled = false\n')
+    (folder / "config.toml").write_text('[run]\nname = "r1"\ndir = "state"\n[daemon]\nport = ' + str(free_port()) + '\nbatch_seconds = 10.0\n[shadow]\nenabled = false\n')
     steps = [{"step": n, "reward": 0.1 * (n % 5), "clip_rate": 0.01 + 0.001 * (n % 3)} for n in range(60)]
     for name in ("a.jsonl", "b.jsonl"):
         (folder / name).write_text("\n".join(json.dumps(step) for step in steps))

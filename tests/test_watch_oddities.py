@@ -19,7 +19,7 @@ from detectors.bank import Bank
 from detectors.hardfacts import Observation, facts
 from klaxon.app import Daemon
 from klaxon.batches import BatchBuilder
-from klaxon.checks import settings
+from klaxon.checks import Finding, settings
 from klaxon.config import Config
 from klaxon.filing import Filing
 from klaxon.watch import Hooks, Watch
@@ -127,7 +127,7 @@ def test_a_store_that_refuses_is_noticed_and_a_corrupt_batch_is_logged(parts, ca
 
 
 def test_check_prints_the_contract_and_where_it_contradicts_itself() -> None:
-    def told(**contract: object) -> check.Finding:
+    def told(**contract: object) -> Finding:
         return settings.contract(Config.model_validate({"contract": contract}), {"engine": {"dtype": "torch.bfloat16"}})
 
     assert told().state == "off"

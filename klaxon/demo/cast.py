@@ -61,7 +61,7 @@ class Cast:
         self._wait_for_daemon()
         self._screen.say(f"alerts arrive at a local receiver: http://127.0.0.1:{receiver_port}")
         if self._dashboard_port is not None:
-            self._start("dashboard", dashboard_command(port=self._dashboard_port), {"KLAXON_API": self.api})
+            self._start("dashboard", dashboard_command(port=self._dashboard_port), {"KLAXON_API": self.api, "KLAXON_TOKEN": self._tap["KLAXON_TOKEN"]})
             self._screen.say(f"page: http://127.0.0.1:{self._dashboard_port}", "bold")
 
     def start_engine(self, logprobs_mode: str | None) -> None:

@@ -38,8 +38,8 @@ ROLES = '[roles]\noncall = ["group:sre"]\nreaders = ["*@example.org"]\n'
 @contextlib.contextmanager
 def served(app: FastAPI, port: int) -> Iterator[str]:
     """An application on a loopback port."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="websockets-sansio"))
-    thread = threading.Thread(target=server.run)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="websockets-sansio", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60
     while not server.started:

@@ -35,7 +35,8 @@ def test_messages_arrive_in_order_with_the_token_and_a_heartbeat(place):
     assert [message["n"] for message in daemon.of("rollout")] == list(range(200))
     assert daemon.headers[0]["Authorization"] == "Bearer s3cret"
     wait(lambda: daemon.of("heartbeat")[-1]["sent"] == 200)
-    assert daemon.of("heartbeat")[-1] | {"at": 0, "pid": 0} == {
+    assert daemon.of("heartbeat")[-1] | {"at": 0, "pid": 0, "host": ""} == {
+        "host": "", "last_error": None,
         "kind": "heartbeat", "source": "plugin", "engine": "e", "sent": 200, "dropped": 0, "queued": 0, "errors": 0, "at": 0, "pid": 0}
     sender.close()
     daemon.close()

@@ -45,7 +45,8 @@ def of_findings(findings: list[Finding]) -> Iterator[Link]:
         name = "alerts" if item.part.startswith("alerts: ") else PARTS.get(item.part)
         if name and name != "daemon" and not (item.state == "warn" and item.part == "engine"):
             state = {"bad": "broken", "warn": "warn", "ok": "ok", "off": "off"}[item.state]
-            yield Link(name=name, state=state, text=some(f"{item.part.removeprefix('alerts: ')}: {item.text}" if name == "alerts" else item.text, 500), next=item.next)  # type: ignore[arg-type]
+            text = f"{item.part.removeprefix('alerts: ')}: {item.text}" if name == "alerts" else item.text
+            yield Link(name=name, state=state, text=some(text, 500), next=item.next)  # type: ignore[arg-type]
 
 
 def daemon(config: Config, findings: list[Finding], *, now: float, run: str) -> Link:
@@ -110,7 +111,8 @@ def disk(config: Config, folder: Path) -> Iterator[Link]:
     store, bound = Path(config.store.path or folder / STORE), config.detectors.facts.disk_free_mb * 2**20
     used = f"{store}: {size(store.stat().st_size)}" if os.access(store, os.F_OK) else f"{store} is not made yet"
     if free < bound:
-        yield Link(name="store", state="broken" if free < 2**20 else "warn", next=f"df -h {existing}", text=f"{size(free)} are free at {existing}, the bound is {size(bound)}; {used}")
+        yield Link(name="store", state="broken" if free < 2**20 else "warn", next=f"df -h {existing}",
+                   text=f"{size(free)} are free at {existing}, the bound is {size(bound)}; {used}")
     else:
         yield Link(name="store", state="ok", text=f"{used}, {size(free)} free")
 
@@ -119,7 +121,8 @@ def _last_words(folder: Path, now: float) -> str:
     """What the last daemon left behind."""
     try:
         kept: dict[str, Any] = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-        return f"the last daemon wrote its status {ago(now, float(kept['now']))} (verdict {some(kept['verdict'], 40)}, {kept['counts'].get('seen', 0)} rollouts in {span(kept['now'] - kept['started_at'])})"
+        taken = f"{kept['counts'].get('seen', 0)} rollouts in {span(kept['now'] - kept['started_at'])}"
+        return f"the last daemon wrote its status {ago(now, float(kept['now']))} (verdict {some(kept['verdict'], 40)}, {taken})"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
 

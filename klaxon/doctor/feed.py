@@ -151,7 +151,8 @@ def clock(health: Mapping[str, Any], status: Mapping[str, Any]) -> Link:
         said = ", ".join(f"{name} {abs(seconds):.0f} s {'ahead' if seconds > 0 else 'behind'}" for name, seconds in off.items())
         return Link(name="clock", state="warn", counts={"from_the_future": future}, next=tip, text=f"{said} of this daemon: their rollouts fall into the wrong batches")
     if future:
-        return Link(name="clock", state="warn", counts={"from_the_future": future}, next=tip, text=f"{future} rollouts or metrics came from the future (over a minute): a clock is or was wrong")
+        return Link(name="clock", state="warn", counts={"from_the_future": future}, next=tip,
+                    text=f"{future} rollouts or metrics came from the future (over a minute): a clock is or was wrong")
     return Link(name="clock", state="ok" if ahead else "unknown", text="within 5 s of this machine's" if ahead else "no clock but ours is seen")
 
 
@@ -160,7 +161,8 @@ def inbox(health: Mapping[str, Any], status: Mapping[str, Any]) -> Link:
     seen, counts, now = health["inbox"], status["counts"], health["now"]
     figures = {name: counts[name] for name in ("deferred_bodies", "dropped_inbox_full") if counts.get(name)} | {"waiting": seen["waiting"], "capacity": seen["capacity"]}
     if seen["waiting"] >= 0.9 * seen["capacity"]:
-        return Link(name="inbox", state="broken", counts=figures, since=seen["oldest_at"], next="lower [sampler] tokens_per_minute, or give the scorer a faster device: klaxon plan",
+        return Link(name="inbox", state="broken", counts=figures, since=seen["oldest_at"],
+                    next="lower [sampler] tokens_per_minute, or give the scorer a faster device: klaxon plan",
                     text=f"full: {seen['waiting']} of {seen['capacity']} rollouts wait for the scorer, the oldest came {ago(now, seen['oldest_at'])}; taps are told to wait, then drop")
     if counts.get("deferred_bodies"):
         return Link(name="inbox", state="ok", counts=figures, text=f"{seen['waiting']} wait; it was full {counts['deferred_bodies']} times")

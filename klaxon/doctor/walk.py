@@ -45,9 +45,11 @@ def _running(url: str, status: Mapping[str, Any]) -> Iterator[Link]:
         return
     events = _events(url)
     yield Link(name="state", state="ok", text=f"{some(health['dir'])} on {some(health['host'], 80)}")
-    yield Link(name="daemon", state="ok", since=health["started_at"], text=f"run {some(status['run'], 80)}, pid {health['pid']}, klaxon {some(health['klaxon'], 40)}, started {ago(health['now'], health['started_at'])}")
+    yield Link(name="daemon", state="ok", since=health["started_at"],
+               text=f"run {some(status['run'], 80)}, pid {health['pid']}, klaxon {some(health['klaxon'], 40)}, started {ago(health['now'], health['started_at'])}")
     for other in (row for row in events if row.get("kind") == "second_sidecar" and row["at"] >= health["started_at"]):
-        yield Link(name="daemon", state="warn", since=other["at"], text=some(other["text"]), next=f"klaxon status --url {some((other.get('data') or {}).get('api'), 100)}   # stop one of the two")
+        yield Link(name="daemon", state="warn", since=other["at"],
+                   text=some(other["text"]), next=f"klaxon status --url {some((other.get('data') or {}).get('api'), 100)}   # stop one of the two")
     yield from feed.engine(health, events)
     yield from feed.tap(health, status)
     yield feed.clock(health, status)

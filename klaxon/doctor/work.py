@@ -20,7 +20,8 @@ def trainer(health: Mapping[str, Any], status: Mapping[str, Any]) -> Link:
                     text=f"sources.trainer_files: {some(lost[0]['why'] or lost[0]['path'] + ' is not there (yet)')}: nothing is compared with the trainer")
     if seen["failing"]:
         name, times = max(seen["failing"].items(), key=lambda one: one[1])
-        return Link(name="trainer", state="warn", counts={"failed_polls": times}, next="klaxon check", text=f"metrics source {some(name)} failed {times} times; last metrics {ago(now, seen['latest_at'])}")
+        return Link(name="trainer", state="warn", counts={"failed_polls": times}, next="klaxon check",
+                    text=f"metrics source {some(name)} failed {times} times; last metrics {ago(now, seen['latest_at'])}")
     if seen["latest_at"] is not None:
         return Link(name="trainer", state="ok", text=f"metrics of step {some(seen['latest_step'])}, {ago(now, seen['latest_at'])}", since=seen["latest_at"])
     if seen["sources"]:
@@ -51,7 +52,8 @@ def weights(health: Mapping[str, Any], status: Mapping[str, Any]) -> Link:
                          "a stale folder, or another run's")
     if pending:
         return Link(name="weights", state="warn", counts=figures, next=tip, text=f"newest {some(newest)}; not believed: {pending}")
-    return Link(name="weights", state="ok", counts=figures, since=seen["newest_at"], text=f"newest {some(newest)}, published {ago(now, seen['newest_at'])}; the engine is {told.get('lag') or 0} behind")
+    return Link(name="weights", state="ok", counts=figures, since=seen["newest_at"],
+                text=f"newest {some(newest)}, published {ago(now, seen['newest_at'])}; the engine is {told.get('lag') or 0} behind")
 
 
 def scorer(health: Mapping[str, Any], status: Mapping[str, Any]) -> Link:
@@ -71,7 +73,8 @@ def scorer(health: Mapping[str, Any], status: Mapping[str, Any]) -> Link:
     if status["scorer"]["state"] == "off":
         if health["shadow"]["wanted"] and health["shadow"]["why_not"]:
             return Link(name="scorer", state="broken", text=some(health["shadow"]["why_not"]), next="klaxon check")
-        return Link(name="scorer", state="off", counts=figures, text=f"tier {status['tier']}: no weights are scored; {counts.get('scored', 0)} rollouts compared with the trainer's own logprobs")
+        return Link(name="scorer", state="off", counts=figures,
+                    text=f"tier {status['tier']}: no weights are scored; {counts.get('scored', 0)} rollouts compared with the trainer's own logprobs")
     share = status["scorer"].get("coverage")
     return Link(name="scorer", state="ok", counts=figures, since=work["last_scored_at"],
                 text=f"on {some(status['scorer'].get('device'))}, last score {ago(now, work['last_scored_at'])}{'' if share is None else f', {share:.0%} of the tokens'}")
@@ -90,7 +93,8 @@ def detectors(health: Mapping[str, Any], status: Mapping[str, Any]) -> Link:
                     text=f"no round for {span(now - seen['ticked_at'])}: no batch is closed, no alarm can come")
     due = seen["batch_seconds"] + seen["watermark_seconds"]
     if seen["last_batch_at"] is None:
-        return Link(name="detectors", state="wait" if now - started < 2 * due else "broken", since=started, text=f"the first batch closes {due:.0f} s after the start, {ago(now, started)}")
+        return Link(name="detectors", state="wait" if now - started < 2 * due else "broken", since=started,
+                    text=f"the first batch closes {due:.0f} s after the start, {ago(now, started)}")
     return Link(name="detectors", state="ok", since=seen["last_batch_at"], text=f"batch {status['t']} judged, verdict {some(status['verdict'])}")
 
 
@@ -147,7 +151,8 @@ def exports(status: Mapping[str, Any]) -> Iterator[Link]:
     for one in status.get("exports") or []:
         name, figures = some(one.get("exporter"), 60), {key: one[key] for key in ("written", "failed", "queued") if one.get(key)}
         if one.get("state") in ("failing", "complaining"):
-            yield Link(name="exporters", state="warn", since=one.get("failing_since"), counts=figures, next="klaxon check", text=f"{name} does not take what it is given: {some(one.get('last_error'))}")
+            yield Link(name="exporters", state="warn", since=one.get("failing_since"), counts=figures, next="klaxon check",
+                       text=f"{name} does not take what it is given: {some(one.get('last_error'))}")
         else:
             yield Link(name="exporters", state="ok", counts=figures, text=f"{name}: {some(one.get('state'))}")
 

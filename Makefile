@@ -36,6 +36,8 @@ test: venv model browser programs
 docs: venv
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet && echo "build/site/index.html" >&2
 
+venv: $(INSTALLED)
+
 # torchvision, torchaudio and torchcodec come with vLLM in builds that do not fit torch's CPU build and break
 # transformers; nothing here needs them, so they go last.
 $(INSTALLED): pyproject.toml tap/pyproject.toml Makefile

@@ -21,6 +21,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from test_dashboard_browser import PATIENCE_MS, browser  # noqa: F401
+from test_dashboard_incident_browser import silences_it, takes_it
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path.stem for path in (ROOT / "dashboard" / "pages").glob("*.py"))
@@ -77,6 +78,7 @@ def test_an_engineer_follows_the_link_of_a_real_alert_through_every_page(browser
         reads_the_cause(page)
         takes_it(page)
         silences_it(page)
+        page.keyboard.press("Escape")
         for name in PAGES:
             opens(page, name)
         filters_a_slice(page)
@@ -91,25 +93,6 @@ def reads_the_cause(page: Page) -> None:
     for name in ("timeline", "explanations"):
         expect(page.locator(f".st-key-chart-{name}").locator("canvas, svg.marks").first).to_be_visible()
     expect(page.get_by_text("raw_logprobs").first).to_be_visible()
-
-
-def takes_it(page: Page) -> None:
-    page.locator(".st-key-act").get_by_role("button", name="Acknowledge").click()
-    page.get_by_label("Your name").fill("ada")
-    page.get_by_label("What you are doing about it").fill("rolling the engine back")
-    page.get_by_test_id("stFormSubmitButton").get_by_role("button", name="Acknowledge").click()
-    expect(page.locator(".st-key-said")).to_contain_text("Acknowledged by ada")
-    expect(page.locator(".st-key-state-acknowledged")).to_contain_text("Taken by ada")
-
-
-def silences_it(page: Page) -> None:
-    page.keyboard.press("Escape")
-    page.locator(".st-key-act").get_by_role("button", name="Silence").click()
-    page.get_by_label("Your name").fill("ada")
-    page.get_by_label("Why").fill("the fix is on its way")
-    page.get_by_test_id("stFormSubmitButton").get_by_role("button", name="Silence").click()
-    expect(page.locator(".st-key-said")).to_contain_text("Silenced by ada")
-    page.keyboard.press("Escape")
 
 
 def opens(page: Page, name: str) -> None:

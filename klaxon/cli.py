@@ -74,6 +74,10 @@ def main() -> None:
             raise
         print(f"klaxon: this needs {package}: pip install 'klaxon-rl[{EXTRAS[package]}]'", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":  # what DuckDB makes of Ctrl-C while it works
+            raise
+        sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -178,6 +178,6 @@ def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-m", "klaxon", "backup", str(folder), "-o", str(tmp_path / "b.tar.gz")], stderr=subprocess.PIPE)
     wait(lambda: list(tmp_path.glob(".b.tar.gz.*.part")) or child.poll() is not None)
     child.send_signal(signal.SIGINT)
-    child.communicate(timeout=30)
+    _, said = child.communicate(timeout=30)
     left = [path.name for path in tmp_path.iterdir() if path.name != "state"]
-    assert (child.returncode, left) in ((130, []), (0, ["b.tar.gz"]))
+    assert (child.returncode, left) in ((130, []), (0, ["b.tar.gz"])), said.decode()

@@ -27,8 +27,10 @@ MOST_PACKAGES, MOST_MB = 70, 700  # of the base install; docs/install.md has wha
 
 PAGE = """
 import os, sys
-os.environ |= {"KLAXON_API": sys.argv[1], "STREAMLIT_SERVER_ADDRESS": "127.0.0.1"}
+os.environ["KLAXON_API"] = sys.argv[1]
 from dashboard.launch import APP
+from streamlit import config
+config.set_option("server.address", "127.0.0.1")  # as dashboard.launch does on the command line
 from streamlit.testing.v1 import AppTest
 page = AppTest.from_file(str(APP), default_timeout=120).run()
 print(*(item.value for item in page.main if hasattr(item, "value")), "exceptions", len(page.exception))

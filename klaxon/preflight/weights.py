@@ -38,7 +38,8 @@ def opened(options: Options, root: str) -> Weights:
     row, start = _row(options.model, mine.digest, root)
     if start is not None and all(inspect(folder).digest != start.digest for folder in older):
         older.append(start.folder)
-    return Weights(setup=open_scorer(options.model, older, body_dtype=options.body_dtype, head_dtype=options.head_dtype), row=row)
+    declared = options.assumed.head_dtype is not None  # a default accuses no engine of its head
+    return Weights(setup=open_scorer(options.model, older, body_dtype=options.body_dtype, head_dtype=options.head_dtype, head_declared=declared), row=row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

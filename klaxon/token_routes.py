@@ -9,13 +9,13 @@ import json
 import math
 from typing import Annotated, Any
 
-import pyarrow as pa
 from fastapi import APIRouter, Query, Response
 
 from collector.errors import InputError
 from collector.store import Store
 from collector.token_reads import MOST, AskedTokens, read_kept, read_tokens
 from klaxon import quarantine
+from klaxon.answers import arrow_bytes
 from klaxon.slice_routes import ARROW, Name, Time
 
 DIGITS = 6  # significant, of a number on its way to the page
@@ -36,7 +36,8 @@ def token_router(store: Store, live: Any) -> APIRouter:
             batches = quarantine.span(store, fault)
             filters = {**({"replica": fault.slice["replica"]} if "replica" in fault.slice else {}), **filters}
         try:
-            return _arrow(read_kept(store, AskedTokens(start=start, end=end, batches=batches, only=filters, kind=kind, limit=limit)))
+            found = read_kept(store, AskedTokens(start=start, end=end, batches=batches, only=filters, kind=kind, limit=limit))
+            return Response(arrow_bytes(found), media_type=ARROW)
         except ValueError as error:
             raise InputError(str(error)) from None
 
@@ -74,10 +75,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: item if key.endswith("_at") else _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _arrow(table: pa.Table) -> Response:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return Response(sink.getvalue().to_pybytes(), media_type=ARROW)

@@ -26,6 +26,7 @@ from diagnosis.prompts import edits
 from diagnosis.quantised import quantization
 from diagnosis.screening import promising
 from diagnosis.sheet import Sheet
+from diagnosis.twins import beats
 from diagnosis.updates import policy_lag
 
 MAX_EDITS = 6
@@ -42,23 +43,31 @@ def healthy(bench: Bench) -> Prediction:
 
 def raw_logprobs(bench: Heads) -> Prediction | None:
     """The other logprobs mode than the trainer assumes; None where both modes are the same thing."""
-    modes = {rollout.expected_logprobs_mode for rollout in bench.sheet.rollouts}
     if not any(transforms(rollout.sampling) for rollout in bench.sheet.rollouts):
         return None
-    if modes == {"raw_logprobs"}:
+    if _modes(bench.sheet) == {"raw_logprobs"}:
         return Prediction(cause="raw_logprobs", values_N=bench.view("processed"), parameters={"reports": "processed_logprobs"},
                           evidence=("the trainer expects raw logprobs, the engine reports processed ones",))
     return Prediction(cause="raw_logprobs", values_N=bench.view("raw"), parameters={"reports": "raw_logprobs"})
 
 
+def _modes(sheet: Sheet) -> set[str]:
+    return {rollout.expected_logprobs_mode for rollout in sheet.rollouts}
+
+
 def temperature(bench: Heads) -> Prediction | None:
-    """Processed logprobs at a fitted temperature."""
+    """Processed logprobs at a fitted temperature.
+
+    None where the trainer expects raw logprobs, which know no temperature, and the declared one tells the reports as well: then the mode alone is wrong.
+    """
     sheet, grid_F = bench.sheet, bench.temperatures_F
     if bench.at_temperature(1.0) is None:
         return None
     error_FN = np.stack([np.abs(sheet.engine_N - bench.at_temperature(t)) for t in grid_F])
     chosen = [grid_F[int(error_FN[:, sheet.fold_N == fold].sum(axis=1).argmin())] for fold in (0, 1)]
     values_N = np.where(sheet.fold_N == 0, bench.at_temperature(chosen[1]), bench.at_temperature(chosen[0]))
+    if _modes(sheet) == {"raw_logprobs"} and not beats(sheet.contrast(bench.view("processed"), values_N), bench.config):
+        return None
     best = float(grid_F[int(error_FN.sum(axis=1).argmin())])
     stable = abs(np.log(chosen[0] / chosen[1])) < 0.1
     return Prediction(

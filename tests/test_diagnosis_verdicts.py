@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from collector.records import Diagnosis
 from diagnosis.compete import diagnose
 from diagnosis.config import DiagnosisConfig
 from diagnosis.prompts import Marks
+from diagnosis.settings import Candidates, Rules
 
 HERE = Path(__file__).parent / "fixtures" / "diagnosis"
 _spec = importlib.util.spec_from_file_location("klaxon_diagnosis_scores", HERE / "scores.py")
@@ -146,3 +149,25 @@ def test_the_right_explanation_drops_the_residual_to_the_floor_and_healthy_does_
 
 def test_the_stale_cache_is_traced_to_the_version_its_keys_came_from() -> None:
     assert judged("stale_prefix_cache").causes[0].parameters == {"kv_version": "1"}
+
+
+class RawExpected(kept.KeptScores):
+    """The kept scores for a trainer that expects raw logprobs."""
+
+    def score(self, rollouts, *, views, version=None, prefix_version=None):
+        found = super().score(rollouts, views=views, version=version, prefix_version=prefix_version)
+        return [replace(one, views=one.views | {"expected": self._raw(rollout)}) for one, rollout in zip(found, rollouts, strict=True)]
+
+    def _raw(self, rollout):
+        wide = super().score([rollout], views={"candidates": None})[0].views["candidates"]
+        return Candidates(wide, Rules.of([rollout], np.zeros(len(wide), dtype=np.int64))).raw()
+
+
+@pytest.mark.parametrize(("name", "truth"), [("v0181_processed_t07", "raw_logprobs"), ("temperature_08", "temperature"), ("v0181_raw_t07", "healthy")])
+@pytest.mark.parametrize("temperature", [0.697, 0.7, 0.703])
+def test_where_the_trainer_expects_raw_logprobs_processed_ones_are_the_mode_and_not_a_temperature(name: str, truth: str, temperature: float) -> None:
+    scorer = RawExpected(HERE / f"{name}.scores.npz")
+    rollouts = [replace(rollout, expected_logprobs_mode="raw_logprobs") for rollout in kept.rollouts_of(name)]
+    config = DiagnosisConfig(temperature_min=temperature / 2, temperature_max=2 * temperature)  # the grid's middle: it fits as well as the declared one
+    verdict = diagnose(rollouts, scorer, versions=kept.CASES[name], config=config, floor=lambda _: scorer.floor_nats)
+    assert (verdict.verdict, verdict.confident) == (truth, True), verdict.causes[0].evidence

@@ -28,7 +28,7 @@ def connection(base: str) -> httpx.Client:
     return connect(daemon, timeout_seconds=TIMEOUT_SECONDS)
 
 
-@st.cache_data(ttl=REFRESH_SECONDS / 2, max_entries=16, show_spinner=False)
+@st.cache_resource(ttl=REFRESH_SECONDS / 2, max_entries=16, show_spinner=False)  # nobody changes an answer: a copy for each would cost as much as asking
 def shot(base: str, window: str) -> Snapshot:
     """One refresh of a key of WINDOWS. Raises Disconnected."""
     return snapshot(connection(base), window_seconds=WINDOWS[window])
@@ -54,7 +54,7 @@ def all_signals(base: str) -> list[dict[str, str]]:
     return signals(connection(base))
 
 
-@st.cache_data(ttl=CHARTS_SECONDS / 2, max_entries=64, show_spinner=False)
+@st.cache_resource(ttl=CHARTS_SECONDS / 2, max_entries=64, show_spinner=False)
 def of_signal(base: str, name: str, window: str, _start: float) -> Any:
     """One signal over the window. Raises Disconnected."""
     return signal_series(connection(base), name, start=None if WINDOWS[window] is None else _start)

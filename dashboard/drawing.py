@@ -48,9 +48,9 @@ def nothing(text: str) -> None:
     st.markdown(f":material/hourglass_empty: {words.plain(text)}")
 
 
-def download(place: Any, rows: pd.DataFrame, name: str) -> None:
+def download(place: Any, rows: Callable[[], pd.DataFrame], name: str) -> None:
     """The numbers behind a chart, made when asked for, in the place its title left. A picture (PNG) comes from the chart's own toolbar."""
-    place.download_button("CSV", data=lambda: rows.map(cells.cell).to_csv(index=False).encode(), file_name=f"klaxon-{name}.csv", mime="text/csv",
+    place.download_button("CSV", data=lambda: rows().map(cells.cell).to_csv(index=False).encode(), file_name=f"klaxon-{name}.csv", mime="text/csv",
                           key=f"csv-{name}", on_click="ignore", type="tertiary", icon=":material/download:",
                           help="The numbers behind this chart; the picture (PNG) is in the toolbar at the chart's upper right corner")
 
@@ -63,4 +63,4 @@ def plot(chart: charts.Chart, specification: Callable[[charts.Look], dict[str, A
             nothing(chart.empty)
             return
         st.vega_lite_chart(chart.rows, specification(chart.look), width="stretch", key=f"plot-{chart.name}", alt=f"{chart.title}: {chart.help}")
-        download(head, charts.numbers(chart), chart.name)
+        download(head, lambda: charts.numbers(chart), chart.name)

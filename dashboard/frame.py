@@ -22,6 +22,8 @@ from dashboard.drawing import download, nothing, safely, title
 __all__ = ["MOST_KEPT", "REFRESH_SECONDS", "Seen", "answer", "download", "header", "look", "nothing", "safely", "table", "tiles", "title"]
 
 MOST_KEPT = 40  # answers a viewer keeps for when the daemon is away
+BATCH_KEPT_SECONDS = 60.0  # at most, though no batch has closed
+POINTS_ACROSS = 120  # a window's left edge moves by one of so many steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +38,31 @@ class Seen:
         """The daemon's clock, UTC seconds."""
         return float(self.status.get("now") or 0.0)
 
+    @property
+    def newest(self) -> float:
+        """When the newest batch closed, UTC seconds; now, where none has."""
+        return float(self.status.get("last_batch_at") or self.now)
 
-@st.cache_data(ttl=REFRESH_SECONDS / 2, max_entries=64, show_spinner=False)
+    @property
+    def batch(self) -> tuple[Any, ...]:
+        """Equal as long as no batch closes: what is drawn of batches alone is the same until then."""
+        t = self.status.get("t")
+        return (self.status.get("run"), self.status.get("started_at"), self.now if t is None else t)
+
+
+@st.cache_resource(ttl=REFRESH_SECONDS / 2, max_entries=64, show_spinner=False)  # nobody changes an answer: a copy for each would cost more than asking
 def _cached_table(base: str, path: str, asked: tuple[tuple[str, Any], ...]) -> pd.DataFrame:
     return ask_table(connection(base), path, **dict(asked))
 
 
-@st.cache_data(ttl=REFRESH_SECONDS / 2, max_entries=64, show_spinner=False)
+@st.cache_resource(ttl=BATCH_KEPT_SECONDS, max_entries=64, show_spinner=False)
+def _cached_drawing(base: str, path: str, asked: tuple[tuple[str, Any], ...], name: str, given: tuple[Any, ...], batch: tuple[Any, ...],
+                    _drawing: Callable[..., Any]) -> tuple[pd.DataFrame, Any]:
+    table = ask_table(connection(base), path, **dict(asked))
+    return table, None if table.empty else _drawing(table, *given)
+
+
+@st.cache_resource(ttl=REFRESH_SECONDS / 2, max_entries=64, show_spinner=False)
 def _cached_json(base: str, path: str, asked: tuple[tuple[str, Any], ...]) -> Any:
     return ask_json(connection(base), path, **dict(asked))
 
@@ -53,6 +73,15 @@ def table(path: str, **params: Any) -> pd.DataFrame:
     While the daemon is away it is the last one that came. Raises: Disconnected, where none has.
     """
     return _kept(path, params, lambda: _cached_table(api_url(), path, _asked(params)))
+
+
+def drawn(seen: Seen, path: str, drawing: Callable[..., Any], *given: Any, **params: Any) -> tuple[pd.DataFrame, Any]:
+    """A table of the daemon that only a closing batch changes, and what `drawing(table, *given)` makes of it (None of an empty one): asked and made once a batch.
+
+    Raises: Disconnected, where the daemon is away and no table has come.
+    """
+    name = f"{drawing.__module__}.{drawing.__qualname__}"
+    return _kept(path, {**params, "drawn": f"{name} {given}"}, lambda: _cached_drawing(api_url(), path, _asked(params), name, given, seen.batch, drawing))
 
 
 def answer(path: str, **params: Any) -> Any:
@@ -109,12 +138,12 @@ def look(window: str) -> Seen | None:
     if status is None:
         return None
     seconds = place.WINDOWS[window]
-    return Seen(status=status, start=None if seconds is None else _quantised(float(status.get("now") or 0.0) - seconds))
+    return Seen(status=status, start=None if seconds is None else _quantised(float(status.get("now") or 0.0) - seconds, max(REFRESH_SECONDS, seconds / POINTS_ACROSS)))
 
 
-def _quantised(start: float) -> float:
-    """The left edge in whole refreshes, so that everybody who looks now asks the same."""
-    return start // REFRESH_SECONDS * REFRESH_SECONDS
+def _quantised(start: float, step: float) -> float:
+    """The left edge in whole steps, so that everybody who looks now asks the same."""
+    return start // step * step
 
 
 def _state(status: Mapping[str, Any] | None, problem: str) -> None:

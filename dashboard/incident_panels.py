@@ -139,7 +139,7 @@ def events(found: Dossier) -> None:
             st.markdown("\n".join(lines))
         if len(rows) > EVENTS_SHOWN:
             st.caption(f"{EVENTS_SHOWN} of {len(rows):,} shown; the CSV has them all.")
-        download(head, pd.DataFrame(rows), "events")
+        download(head, lambda: pd.DataFrame(rows), "events")
 
 
 def history(found: Dossier) -> None:

@@ -6,10 +6,12 @@ A mark carries `slice` (text as in the page's address); a click on it picks that
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from dashboard.launch import ABOVE_NAMES, BLUE, GREEN, GREY, VERMILLION
 from dashboard.slice_words import short, write
@@ -124,18 +126,36 @@ def _step(at_ms: pd.Series) -> float:
     return float(steps.min()) if len(steps) else 60_000.0
 
 
-def replicas(table: pd.DataFrame, *, start: float, end: float) -> dict[str, pd.DataFrame]:
-    """replica → rows of its small chart, the one furthest off first; axes and the grey line are shared. Times: UTC seconds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One small chart: its mean |d|, nats, over so many tokens, and the rows of `small`."""
+
+    name: str
+    mean: float | None
+    tokens: float
+    rows: pa.Table
+
+
+def replicas(table: pd.DataFrame, start: float | None, end: float) -> list[Replica]:
+    """A small chart a replica, the one furthest off first; axes and the grey line are shared. Times: UTC seconds; a `start` of None is the first row's."""
     rows = cells(table, "replica")
-    rows["replica"] = table["replica"].astype(str)
+    names = table["replica"].astype(str)
     weighed = (rows["value"] * rows["n"]).groupby(rows["at"]).sum() / rows.groupby("at")["n"].sum()
     together = pd.DataFrame({"row": "all", "at": weighed.index, "value": weighed.to_numpy()})
-    top = float(rows["high"].max())
-    frame = pd.DataFrame({"row": "frame", "at": [1000 * start, 1000 * end], "value": [0.0, top]})
-    shared = pd.concat([frame, together], ignore_index=True)
-    means = (rows["value"] * rows["n"]).groupby(rows["replica"]).sum() / rows.groupby("replica")["n"].sum()
-    return {name: pd.concat([shared, rows[rows["replica"] == name].drop(columns="replica")], ignore_index=True)
-            for name in means.sort_values(ascending=False).index}
+    edges = [1000 * (float(table["at"].min()) if start is None else start), 1000 * end]
+    frame = pd.DataFrame({"row": "frame", "at": edges, "value": [0.0, float(rows["high"].max())]})
+    shared = arrow(pd.concat([frame, together], ignore_index=True))
+    own = arrow(rows[["row", "at", "value", "low", "high", "n", "text"]])
+    tokens = rows.groupby(names)["n"].sum()
+    means = ((rows["value"] * rows["n"]).groupby(names).sum() / tokens).sort_values(ascending=False)
+    return [Replica(name=str(name), mean=None if mean != mean else float(mean), tokens=float(tokens[name]),
+                    rows=pa.concat_tables([shared, own.filter(pa.array((names == name).to_numpy()))], promote_options="default"))
+            for name, mean in means.items()]
+
+
+def arrow(rows: pd.DataFrame) -> pa.Table:
+    """Rows as Streamlit sends them, so that a drawing that is kept is turned into them once."""
+    return pa.Table.from_pandas(rows, preserve_index=False)
 
 
 def lines(table: pd.DataFrame, key: str, *, floor: float | None, picked: str | None, order: Mapping[str, int] | None = None) -> pd.DataFrame:

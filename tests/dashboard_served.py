@@ -9,16 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import streamlit as st
 
 from alerts_helpers import diagnosis, mismatch
 from alerts_served import Served, served_daemon
 from collector import signals
 from collector.records import BatchStats, Diagnosis, Evidence, Rollout, Score, WeightSpan
 from collector.store import Store
+from dashboard import asking, frame
 
 BATCH_SECONDS = 10.0
 BATCHES, FAULT_AT = 40, 25
 HOSTILE = "![x](http://evil.example/p.png) <script>document.title='owned'</script> [click](javascript:alert(1)) :red[boo]"
+
+
+def forget() -> None:
+    """What the pages have been answered is asked anew; their connections stay."""
+    st.cache_data.clear()
+    for kept in (asking.shot, asking.of_signal, frame._cached_table, frame._cached_json, frame._cached_drawing):
+        kept.clear()
 
 
 @contextmanager

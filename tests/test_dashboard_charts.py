@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from alerts_served import Served
 from collector import signals
 from collector.records import BatchStats, Rollout, Score, WeightSpan
 from collector.store import Store
-from dashboard_served import BATCH_SECONDS, BATCHES, faulty_run
+from dashboard_served import BATCHES, BATCH_SECONDS, faulty_run, forget
 from test_dashboard_states import APP, PATIENCE_SECONDS
 
 NAMES = sorted(path.stem for path in (APP.parent / "pages").glob("*.py"))
@@ -61,7 +60,7 @@ def shown(faulty) -> dict[str, AppTest]:
     """Every page of the run, opened once."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("KLAXON_API", faulty.url)
-        st.cache_data.clear()
+        forget()
         return {name: opened(name) for name in NAMES}
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import streamlit as st
 import uvicorn
 from streamlit.testing.v1 import AppTest
 
@@ -21,6 +20,7 @@ from collector import signals
 from collector.records import BatchStats, Evidence, Rollout, Score, WeightSpan
 from collector.store import Store
 from dashboard import klaxon_words, slice_words, training_charts
+from dashboard_served import forget
 from klaxon.api import build_api
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +105,7 @@ def bare(tmp_path_factory):
 def fresh(full, bare):
     for daemon in (full, bare):
         daemon.status_now, daemon.band, daemon.told = {}, {}, {"checks": [], "history": [], "preflights": []}
-    st.cache_data.clear()
+    forget()
     yield
 
 
@@ -192,7 +192,7 @@ def test_the_last_picture_stays_when_the_daemon_goes_away(full, monkeypatch):
     app = page("slices", full.url, monkeypatch)
     before = charts(app)
     monkeypatch.setenv("KLAXON_API", "http://127.0.0.1:9")
-    st.cache_data.clear()
+    forget()
     app.run()
     assert not app.exception and before and charts(app) == before and "no longer true for sure" in text(app)
 
@@ -214,7 +214,7 @@ def test_detectors_that_learn_are_told_from_those_that_are_not_there(full, monke
     app = page("klaxon", full.url, monkeypatch)
     assert "still learning what normal looks like" in text(app) and "self_bet:+0.3" in text(app)
     full.status_now = {"learning": False}
-    st.cache_data.clear()
+    forget()
     assert "still learning" not in text(app.run())
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from alerts_served import Served, served_daemon
-from dashboard_served import faulty_run
+from dashboard_served import faulty_run, forget
 
 APP = Path(__file__).parent.parent / "dashboard" / "app.py"
 NOBODY = "http://127.0.0.1:9"
@@ -32,7 +31,7 @@ def page(two, monkeypatch):
     monkeypatch.setenv("KLAXON_DAEMONS", json.dumps(told))
 
     def opened(**query: str) -> AppTest:
-        st.cache_data.clear()
+        forget()
         app = AppTest.from_file(str(APP), default_timeout=120)
         app.query_params.update(query)
         app.run()

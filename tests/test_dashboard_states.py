@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from alerts_served import Served, served_daemon
 from dashboard import story
 from dashboard.client_incident import around, runbook_name
-from dashboard_served import faulty_run
+from dashboard_served import faulty_run, forget
 
 APP = Path(__file__).parent.parent / "dashboard" / "app.py"
 PATIENCE_SECONDS = 120
@@ -30,7 +29,7 @@ def faulty(tmp_path_factory) -> Iterator[Served]:
 def page(monkeypatch):
     """Opens a page of the dashboard of a daemon at an address."""
     def opened(url: str, name: str, **query: str) -> AppTest:
-        st.cache_data.clear()
+        forget()
         monkeypatch.setenv("KLAXON_API", url)
         app = AppTest.from_file(str(APP), default_timeout=PATIENCE_SECONDS)
         app.query_params.update(query)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import streamlit as st
 import uvicorn
 from fastapi import FastAPI, Response
 from streamlit.testing.v1 import AppTest
@@ -17,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 from alerts_served import served_daemon
 from collector.store import Store
 from dashboard import words
-from dashboard_served import faulty_run
+from dashboard_served import faulty_run, forget
 from klaxon.sealed import copied, keep_status, open_alerts, sealed_api
 
 APP = Path(__file__).parent.parent / "dashboard" / "app.py"
@@ -25,7 +24,7 @@ PAGES = ("now", "incident", "slices", "training", "engine", "klaxon")
 
 
 def page(url: str, name: str, monkeypatch: pytest.MonkeyPatch) -> AppTest:
-    st.cache_data.clear()
+    forget()
     monkeypatch.setenv("KLAXON_API", url)
     app = AppTest.from_file(str(APP), default_timeout=120).run()
     if name != "now":
@@ -80,13 +79,13 @@ def test_the_last_picture_stays_with_its_age_and_goes_when_the_daemon_is_back(tm
             monkeypatch.setenv("KLAXON_API", "http://127.0.0.1:9")
             app.session_state["place-daemon"] = "http://127.0.0.1:9"  # the same daemon, gone: not another run
             app.session_state["seen_at"] = time.time() - 3700
-            st.cache_data.clear()
+            forget()
             shown = said(app.run())
             assert "Disconnected" in shown and "(1 h 1 min ago) and is no longer true for sure" in shown, name
             assert charts and len(app.get("vega_lite_chart")) == charts
             app.session_state["place-daemon"] = served.url
             monkeypatch.setenv("KLAXON_API", served.url)
-            st.cache_data.clear()
+            forget()
             assert "Disconnected" not in said(app.run())
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import httpx
 import pyarrow as pa
 import pytest
-import streamlit as st
 from fastapi.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
 from alerts_served import served_daemon
 from collector.store import Store
-from dashboard_served import BATCHES, FAULT_AT
+from dashboard_served import BATCHES, FAULT_AT, forget
 from klaxon.sealed import copied, open_alerts, sealed_api
 from test_dashboard_pages import charts, text
 from tokens_served import ATTACKS, rollout, token_run
@@ -96,7 +95,7 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
 
 def page(url: str, monkeypatch: pytest.MonkeyPatch, **query: str) -> AppTest:
     monkeypatch.setenv("KLAXON_API", url)
-    st.cache_data.clear()
+    forget()
     app = AppTest.from_file(PAGE, default_timeout=120)
     for key, value in {"window": "all", **query}.items():
         app.query_params[key] = value

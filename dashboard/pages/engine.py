@@ -67,7 +67,7 @@ def _checklist(found: Mapping[str, Any]) -> None:
             st.markdown(f"**{heading}**")
             for check in sorted(part, key=lambda one: list(STATES).index(one.get("state")) if one.get("state") in STATES else 9):
                 _check(check)
-        download(head, pd.DataFrame(checks), "audit")
+        download(head, lambda: pd.DataFrame(checks), "audit")
         st.caption("Not asked here: generation_config.json, the environment, prefix-cache hits. `klaxon audit ENGINE_URL --klaxon DAEMON_URL` asks for them too.")
 
 
@@ -94,7 +94,7 @@ def _history(found: Mapping[str, Any], seen: Seen) -> None:
             return
         with st.container(height=460 if len(rows) > 9 else "content", border=False):
             st.markdown("\n".join(_line(row, seen) for row in rows[:HISTORY_SHOWN]))
-        download(head, pd.DataFrame(rows), "engine-history")
+        download(head, lambda: pd.DataFrame(rows), "engine-history")
 
 
 def _line(row: Mapping[str, Any], seen: Seen) -> str:

@@ -73,7 +73,7 @@ def _shares(seen: Seen, level: str, field: str, name: str, about: str, what: str
         st.vega_lite_chart(rows, klaxon_charts.bars(what, x_title), width="stretch", key=f"plot-{level}", alt=f"{name}: {about}")
         if known > len(rows):
             st.caption(f"{len(rows)} of {known} shown; the CSV has more.")
-        download(head, table[table["level"] == level], name.lower().replace(" ", "-"))
+        download(head, lambda: table[table["level"] == level], name.lower().replace(" ", "-"))
 
 
 def _budget(seen: Seen) -> None:
@@ -108,7 +108,7 @@ def _drops(seen: Seen) -> None:
             return
         with st.container(height=320 if len(found) > 9 else "content", border=False):
             st.markdown("\n".join(f"- **{count:,}** {plain(text)}" for _, text, count in found))
-        download(head, pd.DataFrame(found, columns=["name", "in_words", "count"]), "left-out")
+        download(head, lambda: pd.DataFrame(found, columns=["name", "in_words", "count"]), "left-out")
 
 
 def _detectors(seen: Seen) -> None:
@@ -128,7 +128,7 @@ def _detectors(seen: Seen) -> None:
                 st.caption(question + (f" Strongest: {plain(strongest)}." if strongest else ""))
         if learning:
             st.caption(":material/hourglass_top: The battery is still learning what normal looks like; the other kinds already bet.")
-        download(head, table.sort_values("log_share", ascending=False).head(ROWS_SHOWN), "streams")
+        download(head, lambda: table.sort_values("log_share", ascending=False).head(ROWS_SHOWN), "streams")
 
 
 def _kind(kind: str, part: pd.DataFrame, *, learning: bool, ln_a: float | None, now_t: Any) -> tuple[str, str, int, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import streamlit as st
 
 from dashboard import frame, place, slice_charts, slice_words
@@ -13,6 +14,7 @@ from dashboard.frame import REFRESH_SECONDS, Seen, download, nothing, safely, ti
 from dashboard.slice_about import ABOUT, DOTS, POSITIONS
 from dashboard.words import number, plain
 
+Drawn = tuple[pd.DataFrame, Any]
 POINTS = 60
 REPLICAS_SHOWN = 16
 VERSIONS_SHOWN = 16
@@ -60,7 +62,7 @@ def _body(window: str) -> None:
         return
     slice_ = _slice()
     whole = safely(_by_replica, seen, slice_)
-    _filter(slice_, whole)
+    _filter(slice_, None if whole is None else whole[0])
     place.link("tokens", "Worst rollouts of this slice, token by token" if slice_ else "Worst rollouts, token by token", icon=":material/format_color_text:",
                slice=slice_, incident=None, rollout=None)
     _replicas(whole, seen, slice_)
@@ -75,16 +77,16 @@ def _body(window: str) -> None:
         safely(_dots, "turn", seen, slice_)
 
 
-def _by_replica(seen: Seen, slice_: Mapping[str, str]) -> pd.DataFrame | None:
-    return _ask(seen, slice_, "replica", points=POINTS)
+def _by_replica(seen: Seen, slice_: Mapping[str, str]) -> Drawn | None:
+    return _ask(seen, slice_, "replica", points=POINTS, drawing=slice_charts.replicas, given=(seen.start, seen.newest))
 
 
-def _ask(seen: Seen, slice_: Mapping[str, str], *by: str, points: int = 0, most: int | None = None) -> pd.DataFrame | None:
-    """The daemon's breakdown under the other keys of the slice; None where it is not known for them together."""
+def _ask(seen: Seen, slice_: Mapping[str, str], *by: str, drawing: Callable[..., Any], given: tuple[Any, ...], points: int = 0, most: int | None = None) -> Drawn | None:
+    """The daemon's breakdown under the other keys of the slice, and its drawing; None where it is not known for them together."""
     only = slice_words.filters(slice_, by=by)
     if only is None:
         return None
-    return frame.table("/v1/breakdown", by=",".join(by), start=seen.start, points=points, only=only, most=most)
+    return frame.drawn(seen, "/v1/breakdown", drawing, *given, by=",".join(by), start=seen.start, points=points, only=only, most=most)
 
 
 def _filter(slice_: Mapping[str, str], whole: pd.DataFrame | None) -> None:
@@ -105,33 +107,32 @@ def _filter(slice_: Mapping[str, str], whole: pd.DataFrame | None) -> None:
             st.button("Show everything", key="slice_off", icon=":material/filter_alt_off:", on_click=_choose, args=({},), type="tertiary")
 
 
-def _replicas(table: pd.DataFrame | None, seen: Seen, slice_: Mapping[str, str]) -> None:
+def _replicas(whole: Drawn | None, seen: Seen, slice_: Mapping[str, str]) -> None:
     with st.container(border=True, key="chart-replicas"):
         head = title(*ABOUT["replica"])
-        if table is None or table.empty:
+        if whole is None or whole[1] is None:
             nothing(_why_empty(seen, slice_))
             return
-        drawn = slice_charts.replicas(table, start=seen.start or float(table["at"].min()), end=seen.now)
-        shown = list(drawn.items())[:REPLICAS_SHOWN]
+        table, drawn = whole
+        shown = drawn[:REPLICAS_SHOWN]
         known = int(table["of"].iloc[0])
         if known > len(shown):
             st.caption(f"{len(shown)} of {known} replicas: those furthest off.")
-        for first in range(0, len(shown), 4):
-            for column, (name, rows) in zip(st.columns(4, gap="small"), shown[first:first + 4], strict=False):
+        across = min(4, max(2, len(shown)))
+        for first in range(0, len(shown), across):
+            for column, one in zip(st.columns(across, gap="small"), shown[first:first + across], strict=False):
                 with column:
-                    _replica(name, rows, chosen=slice_.get("replica") == name)
-        download(head, table, "replicas")
+                    _replica(one, chosen=slice_.get("replica") == one.name)
+        download(head, lambda: table, "replicas")
 
 
-def _replica(name: str, rows: pd.DataFrame, *, chosen: bool) -> None:
-    own = rows[rows["row"] == "own"]
-    tokens = own["n"].sum()
-    mean = (own["value"] * own["n"]).sum() / tokens if tokens else None
+def _replica(one: slice_charts.Replica, *, chosen: bool) -> None:
+    name = one.name
     with st.container(gap=None):
         st.button(plain(slice_words.short(name)), key=f"replica-{name}", type="tertiary", icon=":material/filter_alt_off:" if chosen else ":material/filter_alt:",
                   on_click=_choose_replica, args=(name,), help="Show everything again" if chosen else "Show this replica alone in the other charts")
-        st.caption(f"{'**chosen** · ' if chosen else ''}{number(mean)} nats · n = {tokens:,.0f} tokens")
-        st.vega_lite_chart(rows, slice_charts.small(), width="stretch", key=f"plot-replica-{name}", alt=f"Mean |d| of replica {name} over time, nats")
+        st.caption(f"{'**chosen** · ' if chosen else ''}{number(one.mean)} nats · n = {one.tokens:,.0f} tokens")
+        st.vega_lite_chart(one.rows, slice_charts.small(), width="stretch", key=f"plot-replica-{name}", alt=f"Mean |d| of replica {name} over time, nats")
 
 
 def _choose_replica(name: str) -> None:
@@ -142,46 +143,60 @@ def _choose_replica(name: str) -> None:
 def _position(seen: Seen, slice_: Mapping[str, str]) -> None:
     with st.container(border=True, key="chart-position"):
         head = title(*ABOUT["position"])
-        table = _ask(seen, slice_, "position", points=POINTS)
-        if table is None or table.empty:
-            nothing(_why_empty(seen, slice_, together=table is None))
+        found = _ask(seen, slice_, "position", points=POINTS, drawing=_over_time, given=(slice_.get("position"),))
+        if found is None or found[1] is None:
+            nothing(_why_empty(seen, slice_, together=found is None))
             return
-        rows = slice_charts.cells(table, "position", order=POSITIONS, picked=slice_.get("position"))
+        table, rows = found
         _plot(rows, slice_charts.heat_time("position, tokens"), "position", "Mean |d| by position and time, nats")
-        download(head, table, "position-time")
+        download(head, lambda: table, "position-time")
 
 
 def _lag(seen: Seen, slice_: Mapping[str, str]) -> None:
     with st.container(border=True, key="chart-lag"):
         head = title(*ABOUT["lag"])
-        table = _ask(seen, slice_, "version", "lag")
-        if table is None or table.dropna(subset=["version", "lag"]).empty:
+        found = _ask(seen, slice_, "version", "lag", drawing=_by_lag, given=(slice_.get("version"),))
+        if found is None or found[1] is None:
             nothing("The tokens' weight versions are not numbered or not known in this window: let the trainer announce versions, or name them in "
-                    "the rollouts." if table is not None else _why_empty(seen, slice_, together=True))
+                    "the rollouts." if found is not None else _why_empty(seen, slice_, together=True))
             return
-        table, rows = slice_charts.by_lag(table, most=VERSIONS_SHOWN, picked=slice_.get("version"))
+        table, rows = found[1]
         _plot(rows, slice_charts.heat_grid("lag, weight versions", "weight version"), "lag", "Mean |d| by weight version and lag, nats")
-        download(head, table, "version-lag")
+        download(head, lambda: table, "version-lag")
 
 
 def _dots(key: str, seen: Seen, slice_: Mapping[str, str]) -> None:
-    name, about, order = DOTS[key]
+    name, about, _ = DOTS[key]
     with st.container(border=True, key=f"chart-{key}"):
         head = title(name, about)
-        table = _ask(seen, slice_, key, most=24)
-        if table is None or table.dropna(subset=[key]).empty:
-            nothing(_why_empty(seen, slice_, together=table is None) if table is None or key not in LABEL_HINT else LABEL_HINT[key])
-            return
-        table = table.dropna(subset=[key])
         floor = None if key == "probability" else seen.status.get("floor_nats")
-        if key == "turn":
-            order = slice_charts.in_turn(table["turn"])
-        rows = slice_charts.lines(table, key, floor=floor, picked=slice_.get(key), order=order)
+        found = _ask(seen, slice_, key, most=24, drawing=_lines, given=(key, floor, slice_.get(key)))
+        if found is None or found[1] is None:
+            nothing(_why_empty(seen, slice_, together=found is None) if found is None or key not in LABEL_HINT else LABEL_HINT[key])
+            return
+        table, rows = found
         _plot(rows, slice_charts.dots(name.lower()), key, f"Mean |d| by {name.lower()}, nats")
-        download(head, table, key)
+        download(head, lambda: table.dropna(subset=[key]), key)
 
 
-def _plot(rows: pd.DataFrame, spec: dict[str, Any], name: str, alt: str) -> None:
+def _over_time(table: pd.DataFrame, picked: str | None) -> pa.Table:
+    return slice_charts.arrow(slice_charts.cells(table, "position", order=POSITIONS, picked=picked))
+
+
+def _by_lag(table: pd.DataFrame, picked: str | None) -> tuple[pd.DataFrame, pa.Table] | None:
+    """What its CSV holds, and the rows; None where no version is numbered."""
+    table, rows = slice_charts.by_lag(table, most=VERSIONS_SHOWN, picked=picked)
+    return None if table.empty else (table, slice_charts.arrow(rows))
+
+
+def _lines(table: pd.DataFrame, key: str, floor: float | None, picked: str | None) -> pa.Table | None:
+    """None where no token carries the key."""
+    table = table.dropna(subset=[key])
+    order = slice_charts.in_turn(table["turn"]) if key == "turn" else DOTS[key][2]
+    return None if table.empty else slice_charts.arrow(slice_charts.lines(table, key, floor=floor, picked=picked, order=order))
+
+
+def _plot(rows: pa.Table, spec: dict[str, Any], name: str, alt: str) -> None:
     key = f"plot-{name}-{st.session_state.get('slice_round', 0)}"
     st.vega_lite_chart(rows, spec, width="stretch", key=key, alt=alt, on_select=lambda: _clicked(key), selection_mode="pick")
 

@@ -85,7 +85,7 @@ def _listed(seen: Seen, kind: str) -> pd.DataFrame:
         key = f"plot-worst-{st.session_state.get('tokens_round', 0)}"
         st.vega_lite_chart(token_charts.worst_rows(found, chosen), token_charts.worst(), width="stretch", key=key, on_select=lambda: _clicked(key), selection_mode="pick",
                            alt="Kept rollouts by shrunk mean |d|, nats")
-        download(head, found.assign(versions=[", ".join(map(str, one)) for one in found["versions"]]), "worst-rollouts")
+        download(head, lambda: found.assign(versions=[", ".join(map(str, one)) for one in found["versions"]]), "worst-rollouts")
     return found
 
 
@@ -172,7 +172,7 @@ def _read(found: Mapping[str, Any]) -> None:
         if said := _tier(found):
             st.markdown(f":material/lock: {said}")
         token_view.draw(token_words.view(found), key="tokens-view")
-        download(head, token_words.rows(found), "tokens")
+        download(head, lambda: token_words.rows(found), "tokens")
 
 
 def _tier(found: Mapping[str, Any]) -> str:
@@ -199,7 +199,7 @@ def _along(found: Mapping[str, Any]) -> None:
             nothing("No token of this rollout was scored.")
             return
         st.vega_lite_chart(rows, token_charts.along(), width="stretch", key="plot-along", alt="d of each token by its place in the completion, nats")
-        download(head, rows[rows["row"] == "own"].drop(columns="row"), "tokens-d")
+        download(head, lambda: rows[rows["row"] == "own"].drop(columns="row"), "tokens-d")
 
 
 _list(frame.header("Tokens", "format_color_text", "Which tokens is it, and what was written there? The rollouts furthest off in each batch, token by token. "

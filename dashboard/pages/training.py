@@ -62,7 +62,7 @@ def _metric(watched: Watched, part: pd.DataFrame, band: Mapping[str, Any] | None
         st.markdown(plain(training_charts.verdict(part, band)))
         st.vega_lite_chart(training_charts.rows(part, band), training_charts.against_step(watched.unit), width="stretch", key=f"plot-{watched.name}",
                            alt=f"{watched.title} against the trainer's step")
-        download(head, part, watched.name)
+        download(head, lambda: part, watched.name)
 
 
 def _throughput(seen: Seen) -> None:
@@ -76,7 +76,7 @@ def _throughput(seen: Seen) -> None:
                                   ("mean_abs_d", training_charts.against_time("mean |d|, nats", orange=True), "Mean |d| over time, nats")):
             rows = pd.DataFrame({"at": 1000 * table["at"], "value": table[column]})
             st.vega_lite_chart(rows, spec, width="stretch", key=f"plot-{column}", alt=alt)
-        download(head, table, "throughput")
+        download(head, lambda: table, "throughput")
 
 
 def _comparisons(seen: Seen) -> None:
@@ -106,7 +106,7 @@ def _comparison(report: Mapping[str, Any], seen: Seen, head: Any) -> None:
     st.markdown("\n".join(f"- **{plain(row.label)}** {plain(row.said)}: {plain(row.words)}" for row in rows.itertuples()))
     for note in report.get("notes") or ():
         st.caption(plain(note))
-    download(head, rows, "comparison")
+    download(head, lambda: rows, "comparison")
 
 
 def _about_band(band: Mapping[str, Any]) -> None:

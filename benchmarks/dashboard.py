@@ -174,12 +174,12 @@ def _page(context: Any, url: str, given: argparse.Namespace, tell: Callable[[str
            "chart": quantiles([one.chart for one in loads if one.chart is not None]), "script": quantiles([one.script for one in loads]),
            "refresh": quantiles(refreshes), "refreshes": len(refreshes), "server_cpu": servers, "renderer_cpu": statistics.median(one.renderer_cpu for one in loads),
            "kilobytes": max(one.size for one in loads) / 1e3}
-    tell(f"{name:9} " + "  ".join(f"{what} {_pair(row[what])}" for what in ("paint", "chart", "script", "refresh")) + f"  CPU {servers:.2f} + {row['renderer_cpu']:.2f}  {row['kilobytes']:.0f} kB")
+    tell(f"{name:9} " + "  ".join(f"{what} {_three(row[what])}" for what in ("paint", "chart", "script", "refresh")) + f"  CPU {servers:.2f} + {row['renderer_cpu']:.2f}  {row['kilobytes']:.0f} kB")
     return row
 
 
-def _pair(found: tuple[float, float] | None) -> str:
-    return "   -,    -" if found is None else f"{found[0]:.2f}, {found[1]:.2f}"
+def _three(found: tuple[float, float, float] | None) -> str:
+    return "   -,    -,    -" if found is None else ", ".join(f"{one:.2f}" for one in found)
 
 
 def _viewers(context: Any, url: str, viewers: int, seconds: float, cpu: Callable[[], float]) -> float:

@@ -108,6 +108,6 @@ def _renderer_cpu(context: Any) -> float:
         session.detach()
 
 
-def quantiles(values: Sequence[float]) -> tuple[float, float] | None:
-    """(median, p95); None of nothing."""
-    return (float(np.median(values)), float(np.quantile(values, 0.95))) if values else None
+def quantiles(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """(median, p95, largest); None of nothing."""
+    return (float(np.median(values)), float(np.quantile(values, 0.95)), max(values)) if values else None

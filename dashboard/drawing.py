@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import cells, charts, place, words
+from dashboard import cells, charts, place, redraw, words
 from dashboard.client import Disconnected
 
 log = logging.getLogger("klaxon.dashboard")
@@ -28,6 +28,7 @@ def safely(draw: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return draw(*arguments)
     except Disconnected as error:
+        redraw.missing()
         st.warning(f"This part ({name}) is not there: {words.plain(error)}.", icon=":material/cloud_off:")
     except Exception:
         log.exception("%s could not be drawn", name)

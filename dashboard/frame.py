@@ -18,8 +18,9 @@ from dashboard.asking import CHARTS_SECONDS as REFRESH_SECONDS
 from dashboard.asking import UNREADABLE, connection
 from dashboard.client import Disconnected, api_url, ask_json, ask_table
 from dashboard.drawing import download, nothing, safely, title
+from dashboard.trouble import Trouble
 
-__all__ = ["MOST_KEPT", "REFRESH_SECONDS", "Seen", "answer", "download", "header", "look", "nothing", "safely", "table", "tiles", "title"]
+__all__ = ["MOST_KEPT", "REFRESH_SECONDS", "Seen", "answer", "ask", "download", "drawn", "header", "look", "nothing", "safely", "table", "tiles", "title"]
 
 MOST_KEPT = 40  # answers a viewer keeps for when the daemon is away
 BATCH_KEPT_SECONDS = 60.0  # at most, though no batch has closed
@@ -46,8 +47,7 @@ class Seen:
     @property
     def batch(self) -> tuple[Any, ...]:
         """Equal as long as no batch closes: what is drawn of batches alone is the same until then."""
-        t = self.status.get("t")
-        return (self.status.get("run"), self.status.get("started_at"), self.now if t is None else t)
+        return (self.status.get("run"), self.status.get("started_at"), self.status.get("t"))
 
 
 @st.cache_resource(ttl=REFRESH_SECONDS / 2, max_entries=64, show_spinner=False)  # nobody changes an answer: a copy for each would cost more than asking
@@ -125,6 +125,14 @@ def look(window: str) -> Seen | None:
     The last picture stays when the daemon goes away; the band says from when it is.
     """
     slot = st.container()
+    found, problem = ask(window)
+    with slot:
+        _state(None if found is None else found.status, problem)
+    return found
+
+
+def ask(window: str) -> tuple[Seen | None, Trouble | str]:
+    """The same without the band: what is known, and what keeps us from knowing more."""
     try:
         status, problem = _cached_json(api_url(), "/v1/status", ()), ""
         if not isinstance(status, Mapping):
@@ -133,12 +141,11 @@ def look(window: str) -> Seen | None:
     except Disconnected as error:
         status, problem = st.session_state.get("seen_status"), error.trouble
     st.session_state["away"] = bool(problem)
-    with slot:
-        _state(status, problem)
     if status is None:
-        return None
+        return None, problem
     seconds = place.WINDOWS[window]
-    return Seen(status=status, start=None if seconds is None else _quantised(float(status.get("now") or 0.0) - seconds, max(REFRESH_SECONDS, seconds / POINTS_ACROSS)))
+    start = None if seconds is None else _quantised(float(status.get("now") or 0.0) - seconds, max(REFRESH_SECONDS, seconds / POINTS_ACROSS))
+    return Seen(status=status, start=start), problem
 
 
 def _quantised(start: float, step: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import streamlit as st
@@ -10,10 +11,11 @@ from dashboard import charts, panels
 from dashboard.asking import CHARTS_SECONDS, REFRESH_SECONDS, all_signals, look, of_signal
 from dashboard.client import Disconnected, Snapshot, api_url
 from dashboard.drawing import header, plot, safely
+from dashboard.redraw import Picture
 
 
 @st.fragment(run_every=REFRESH_SECONDS)
-def _top(window: str) -> None:
+def _top(window: str, picture: Picture) -> None:
     """Verdict, incidents, heartbeats, numbers. The slots keep their order, so nothing jumps or loses its place."""
     band, cards, pulses = (st.container() for _ in range(3))
     shot, problem = look(window)
@@ -26,16 +28,33 @@ def _top(window: str) -> None:
     with pulses:
         safely(panels.pulses, shot)
         safely(panels.tiles, shot)
+    picture.still(_of(shot))
 
 
-@st.fragment(run_every=CHARTS_SECONDS)
-def _below(window: str) -> None:
-    """What changes once a batch: charts, timeline, losses."""
+def _of(shot: Snapshot | None) -> Hashable:
+    """What the charts rest on: batches, events, weights and the trainer's metrics."""
+    if shot is None:
+        return None
+    status = shot.status
+    return (status.get("run"), status.get("started_at"), status.get("t"), len(shot.events), max((event["at"] for event in shot.events), default=None), len(shot.weights),
+            tuple((name, len(table), float(table["at"].max())) for name, table in shot.metrics.items()))
+
+
+@st.fragment
+def _drawings(window: str) -> None:
     shot, _ = look(window)
     if shot is None:
         return
     safely(_charts, shot)
     safely(_signal, shot, window)
+
+
+@st.fragment(run_every=CHARTS_SECONDS)
+def _told(window: str) -> None:
+    """In words: numbers side by side, timeline, losses."""
+    shot, _ = look(window)
+    if shot is None:
+        return
     safely(panels.compared, shot)
     left, right = st.columns(2, gap="medium")
     with left:
@@ -71,5 +90,6 @@ def _signal(shot: Snapshot, window: str) -> None:
 
 
 _window = header(":material/notifications_active: Klaxon")
-_top(_window)
-_below(_window)
+_top(_window, Picture(_of(look(_window)[0])))
+_drawings(_window)
+_told(_window)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,6 +11,7 @@ import streamlit as st
 
 from dashboard import frame, place, slice_charts, slice_words
 from dashboard.frame import REFRESH_SECONDS, Seen, download, nothing, safely, title
+from dashboard.redraw import Picture
 from dashboard.slice_about import ABOUT, DOTS, POSITIONS
 from dashboard.words import number, plain
 
@@ -56,8 +57,18 @@ def _boxed() -> None:
 
 
 @st.fragment(run_every=REFRESH_SECONDS)
+def _watch(window: str, picture: Picture) -> None:
+    picture.still(_of(frame.look(window)))
+
+
+def _of(seen: Seen | None) -> Hashable:
+    """What the charts rest on."""
+    return None if seen is None else (seen.batch, bool(st.session_state.get("away")))
+
+
+@st.fragment
 def _body(window: str) -> None:
-    seen = frame.look(window)
+    seen, _ = frame.ask(window)
     if seen is None:
         return
     slice_ = _slice()
@@ -210,4 +221,6 @@ def _why_empty(seen: Seen, slice_: Mapping[str, str], *, together: bool = False)
     return UNSCORED.get(seen.status.get("tier"), "No token was scored in this window yet: look further back, or see on Now what Klaxon waits for.")
 
 
-_body(frame.header("Slices", "grid_view", "Where does the mismatch sit? q is the trainer's probability of the sampled token, p the engine's; d = log q − log p in nats, |d| its size."))
+_window = frame.header("Slices", "grid_view", "Where does the mismatch sit? q is the trainer's probability of the sampled token, p the engine's; d = log q − log p in nats, |d| its size.")
+_watch(_window, Picture(_of(frame.ask(_window)[0])))
+_body(_window)

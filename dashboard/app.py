@@ -21,12 +21,13 @@ PAGES = (
 _STYLE = """<style>[data-stale='true'] { opacity: 1 !important; transition: none !important; }
 .st-key-navigation { overflow-x: auto; flex-wrap: nowrap !important; border-bottom: 1px solid rgba(128, 128, 128, .25); padding: 2px 0 .3rem; }
 .st-key-navigation > div { flex: 0 0 auto !important; } .st-key-navigation p { white-space: nowrap; }
+[data-testid='stMainBlockContainer'] { padding-bottom: 3rem; }
 [class*='st-key-navigation-'][class*='-here'] a { background-color: rgba(26, 134, 204, .16); }</style>"""
 
 _folder = Path(__file__).parent / "pages"
 _there = {name: (title, icon) for name, title, icon in PAGES if (_folder / f"{name}.py").is_file()}
-_pages = {name: st.Page(_folder / f"{name}.py", title=title, icon=icon, url_path="" if name == PAGES[0][0] else name, default=name == PAGES[0][0])
-          for name, (title, icon) in _there.items()}
+_pages = {name: st.Page(_folder / f"{name}.py", title=title, url_path="" if name == PAGES[0][0] else name, default=name == PAGES[0][0])
+          for name, (title, _) in _there.items()}  # without icons: for those the browser would ask a host of fonts, and the bell is the page's own
 _named = st.Page(_folder / f"{PAGES[0][0]}.py", title=PAGES[0][1], url_path=PAGES[0][0], visibility="hidden")  # Streamlit gives a default page no address but /
 _chosen = st.navigation([*_pages.values(), _named], position="hidden")  # Streamlit's own links forget everything behind the question mark
 st.set_page_config(page_title=f"{_chosen.title} · Klaxon", page_icon=_BELL, layout="wide")

@@ -45,7 +45,7 @@ def streams(found: Dossier) -> Chart:
     leading = {str(drift.get("stream")) for drift in found.incident.get("drifts") or ()}
     ranked = table.sort_values("log_share", ascending=False).head(MOST) if len(table) else table
     look = Look(names="stream of evidence", y_title="evidence, natural log", series=(("alarm's", VERMILLION, False), ("others", GREY, False), ("ln A", ORANGE, True)))
-    rows = [_bar(i, str(row.stream), row.log_share, "alarm's" if str(row.stream) in leading else "others", stream_meaning(str(row.stream)))
+    rows = [_bar(i, str(row.stream).removeprefix("explain:"), row.log_share, "alarm's" if str(row.stream) in leading else "others", stream_meaning(str(row.stream)))
             for i, row in enumerate(ranked.itertuples(index=False))]
     return _chart("streams", "Evidence per stream", "What each test had gathered against the run when the alarm rang: ln (weight × e-value). One stream at the dashed line, ln A, is enough to ring.",
                   look, rows + _limit(found.shot.status.get("ln_a"), "ln A"), empty="No stream of evidence was stored around this incident: hard facts need none.")

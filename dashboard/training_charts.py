@@ -72,10 +72,10 @@ def against_time(unit: str, *, orange: bool = False) -> dict[str, Any]:
     """Rows: at (ms), value."""
     colour = ORANGE if orange else BLUE
     x = {"field": "at", **_TIME}
-    y = {"field": "value", "type": "quantitative", "title": unit, "scale": {"zero": True, "nice": True}, "axis": {"tickCount": 4, "format": ",.4~g"}}
+    y = {"field": "value", "type": "quantitative", "title": unit, "scale": {"zero": True, "nice": True}, "axis": {"tickCount": 4, "format": ",.4~g", "minExtent": 44}}
     hover = [{"field": "at", "type": "temporal", "timeUnit": "utcyearmonthdatehoursminutesseconds", "title": "until, UTC"},
              {"field": "value", "type": "quantitative", "format": ",.4~g", "title": unit}]
-    return {"height": 150, "layer": [
+    return {"height": 185, "layer": [
         {"mark": {"type": "line", "strokeWidth": 2, "color": colour, "point": {"size": 12, "filled": True, "color": colour}}, "encoding": {"x": x, "y": y}},
         {"mark": {"type": "point", "size": 220, "opacity": 0, "filled": True}, "encoding": {"x": x, "y": y, "tooltip": hover}}]}
 

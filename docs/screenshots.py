@@ -1,4 +1,6 @@
-"""Pictures of every page of the dashboard, over the files of a stopped run: `python docs/screenshots.py RUN_DIR` writes docs/screenshots/.
+"""Pictures of every page of the dashboard: `python docs/screenshots.py RUN` writes docs/screenshots/.
+
+RUN is the folder of a stopped run, or the address of a page that is up (http://127.0.0.1:8501, as while `make demo` runs).
 
 Each page four times: on a laptop (1440 pixels) and on a phone (390), in the light and in the dark theme, named PAGE-WIDTH-THEME.png.
 """
@@ -87,22 +89,25 @@ def main() -> None:
     """Serve, look, write."""
     pages = sorted(path.stem for path in (Path(__file__).parents[1] / "dashboard" / "pages").glob("*.py"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder, its daemon stopped")
+    parser.add_argument("run", help="a run's folder, its daemon stopped; or the address of a page")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the pictures (default: %(default)s)")
     parser.add_argument("--page", action="append", choices=pages, help="only this page (may be repeated)")
     parser.add_argument("--window", default="all", help="time range, as in the page's address")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="a browser of your own (default: chromium, else Playwright's)")
     given = parser.parse_args()
-    if not given.run.is_dir():
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.run.startswith("http"):
+        take(given.run.rstrip("/"), given.out, given.page or pages, chromium=given.chromium, window=given.window)
+        return
+    if not Path(given.run).is_dir():
         parser.error(f"{given.run}: there is no such folder")
     ports = free_port(), free_port()
     api, base = (f"http://127.0.0.1:{port}" for port in ports)
-    served = subprocess.Popen([sys.executable, "-m", "klaxon", "serve", "--read-only", str(given.run), "--port", str(ports[0])])
+    served = subprocess.Popen([sys.executable, "-m", "klaxon", "serve", "--read-only", given.run, "--port", str(ports[0])])
     shown = subprocess.Popen([sys.executable, "-m", "dashboard.launch", "--api", api, "--port", str(ports[1])])
     try:
         until_answers(f"{api}/healthz", served)
         until_answers(base, shown)
-        given.out.mkdir(parents=True, exist_ok=True)
         take(base, given.out, given.page or pages, chromium=given.chromium, window=given.window)
     finally:
         for process in (shown, served):

@@ -6,7 +6,7 @@ Reads only. Every answer is bounded (breakdown.MAX_ROWS rows, 500 strata, GRID p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -36,7 +36,7 @@ def slices_router(store: Store, live: Any, answers: Answers) -> APIRouter:
                        most: Annotated[int, Query(ge=1, le=breakdown.MAX_KEYS)] = breakdown.MAX_KEYS,
                        only: Annotated[list[str] | None, Query(max_length=512, description="key=value, repeatable")] = None,
                        population: Annotated[Population, Query()] = "served") -> Response:
-        asked = breakdown.Asked(by=tuple(by.split(",")), start=start, end=end, points=points, most=most, only=_filters(only or ()),
+        asked = breakdown.Asked(by=tuple(by.split(",")), start=start, end=end, points=points, most=most, only=filters_of(only or ()),
                                 population=population)
         if unknown := {*asked.by, *asked.only} - {*KEYS}:
             raise InputError(f"{', '.join(sorted(unknown))} is none of {', '.join(KEYS)}")
@@ -72,13 +72,13 @@ def slices_router(store: Store, live: Any, answers: Answers) -> APIRouter:
     return router
 
 
-def _filters(only: Any) -> dict[str, str]:
+def filters_of(only: Iterable[str]) -> dict[str, str]:
     """["replica=a", …] by key. Raises InputError: a part without "=", or a key named twice."""
     found: dict[str, str] = {}
     for part in only:
         key, sign, value = part.partition("=")
         if not sign or key in found:
-            raise InputError(f"only: {part!r} is not one key=value of {', '.join(KEYS)}")
+            raise InputError(f"only: {part[:80]!r} is not one key=value")
         found[key] = value
     return found
 

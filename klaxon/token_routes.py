@@ -16,7 +16,7 @@ from collector.store import Store
 from collector.token_reads import MOST, AskedTokens, read_kept, read_tokens
 from klaxon import quarantine
 from klaxon.answers import arrow_bytes
-from klaxon.slice_routes import ARROW, Name, Time
+from klaxon.slice_routes import ARROW, Name, Time, filters_of
 
 DIGITS = 6  # significant, of a number on its way to the page
 
@@ -29,7 +29,7 @@ def token_router(store: Store, live: Any) -> APIRouter:
     def kept(start: Time = None, end: Time = None, incident: Name = None, kind: Annotated[str, Query(max_length=16)] = "worst",
              only: Annotated[list[str] | None, Query(max_length=16, description="key=value, repeatable")] = None,
              limit: Annotated[int, Query(ge=1, le=MOST)] = 50) -> Response:
-        filters = _filters(only or ())
+        filters = filters_of(only or ())
         batches: tuple[int, int | None] = (0, None)
         if incident is not None:
             fault = quarantine.choose(live.incidents(), incident)
@@ -55,17 +55,6 @@ def tier_of(live: Any) -> str:
     """What [store] tokens of this daemon is; where nobody says, only numbers leave."""
     told = getattr(live, "storage", dict)()
     return str(told.get("tokens") or "numbers")
-
-
-def _filters(only: Any) -> dict[str, str]:
-    """["replica=a", …] by key. Raises InputError: a part without "=", or a key named twice."""
-    found: dict[str, str] = {}
-    for part in only:
-        key, sign, value = part.partition("=")
-        if not sign or key in found:
-            raise InputError(f"only: {part[:80]!r} is not one key=value")
-        found[key] = value
-    return found
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,7 @@ _TIME_LABEL = ("utcFormat(datum.value, utcseconds(datum.value) ? '%H:%M:%S' : "
 _ROWS = pa.schema([(name, pa.string() if name in ("row", "series", "text") else pa.float64()) for name in COLUMNS])
 LANE_PIXELS = 13
 ROOM_FOR_LABELS = 640  # pixels; a narrower chart names its events on hover alone, for the labels would cover each other
+BELOW_MEAN = 30  # the band of a log axis goes no further below the smallest mean: the median of sure tokens is next to nothing, and would squeeze all else
 MOST_TICKS = 100
 MOST_DOTS = 200  # of a chart's lines together; more of them only make the lines thicker, and the browser slower
 _LANES = 4  # heights at which neighbouring event labels stand, so that they do not cover each other
@@ -70,10 +71,11 @@ def mismatch(shot: Snapshot) -> Chart:
     series, floor = shot.series, shot.status.get("floor_nats")
     look = Look(y_title="|log q − log p| per token, nats", log=True, series=(
         ("mean", BLUE, False), ("p50–p99", SKY, False), ("floor", GREEN, True)))
-    rows = [*_frame(shot), *_band(series, "p50_abs_d", "p99_abs_d", "p50–p99"), *_line(series, "mean_abs_d", "mean", positive=True),
+    means = [*series["mean_abs_d"][series["mean_abs_d"] > 0], *([floor] if floor else [])]
+    rows = [*_frame(shot), *_band(series, "p50_abs_d", "p99_abs_d", "p50–p99", least=min(means, default=0.0) / BELOW_MEAN), *_line(series, "mean_abs_d", "mean", positive=True),
             *_limit(shot, floor, "floor"), *_events(shot)]
     return _chart("mismatch", "Mismatch", "How far the trainer's probability q of the sampled tokens is from the engine's p. "
-                  "A healthy engine stays near its floor (dashed); a step upwards is a fault.", look, rows, empty=_unscored(shot))
+                  "A healthy engine stays near its floor (dashed); a step upwards is a fault. The band is cut far below the line, where half of the tokens agree.", look, rows, empty=_unscored(shot))
 
 
 def k3(shot: Snapshot) -> Chart:
@@ -211,8 +213,9 @@ def _line(table: pd.DataFrame, column: str, label: str, *, positive: bool = Fals
     return [{"row": "line", "at": 1000 * at, "value": value, "series": label} for at, value in zip(table["closed_at"], values, strict=True)]
 
 
-def _band(table: pd.DataFrame, low: str, high: str, label: str) -> list[dict[str, Any]]:
-    return [{"row": "band", "at": 1000 * at, "low": max(bottom, _SMALLEST), "high": max(top, _SMALLEST), "series": label}
+def _band(table: pd.DataFrame, low: str, high: str, label: str, *, least: float) -> list[dict[str, Any]]:
+    least = max(least, _SMALLEST)
+    return [{"row": "band", "at": 1000 * at, "low": max(bottom, least), "high": max(top, least), "series": label}
             for at, bottom, top in zip(table["closed_at"], table[low], table[high], strict=True) if bottom == bottom and top == top]
 
 

@@ -40,12 +40,14 @@ REASONS = {
     "trainer_refused": "words of the trainer that do not fit their rollout", "dropped_by_trainer": "rollouts the trainer dropped", "own_experiments": "requests of Klaxon's own experiments",
     "trainer_moved_on": "rollouts the trainer recomputed with newer weights", "suspect_rollouts": "rollouts far outside the healthy ones",
     "store_errors": "batches the store refused at first", "metrics_polls_failed": "polls of a metrics source that failed", "state_errors": "times the detectors' state was not saved",
+    "chore_busy": "chores left out, the one before still at work", "chore_missed": "chores that came too late to be done",
+    "token_rollouts_lost": "rollouts whose tokens could not be kept", "token_texts_missing": "rollouts whose text no tokenizer could tell",
     "metrics_repeated": "rows of the trainer's metrics that came twice", "metrics_out_of_order": "rows of the trainer's metrics out of order",
     "metrics_clock_skew": "rows of the trainer's metrics from the future", "pushed_clock_skew": "rollouts from the future (clocks differ)", "pushed_out_of_order": "rollouts that came out of order",
 }
 """Name of a count → what it counts."""
 
-_NO_LOSS = ("seen", "sampled", "scored", "tokens_seen", "tokens_scored", "joined", "trainer_joined", "trainer_repeated")
+_NO_LOSS = ("seen", "sampled", "scored", "tokens_seen", "tokens_scored", "joined", "trainer_joined", "trainer_repeated", "bet", "token_rollouts_kept")
 
 
 def drops(counts: Mapping[str, Any]) -> list[tuple[str, str, int]]:

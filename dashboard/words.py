@@ -223,7 +223,7 @@ LOSSES = {
     "unauthorised": "pushes without the right token", "deferred_bodies": "pushes told to wait (inbox full)",
     "dropped_inbox_full": "rollouts dropped, inbox full", "dropped_by_taps": "rollouts dropped inside the engine's tap",
     "unscored": "rollouts sampled but not scored", "tokens_unscored": "tokens of sampled rollouts left out of the score",
-    "aborted": "requests aborted before their first token", "late": "rollouts that came after their batch was closed",
+    "aborted": "requests aborted before their first token", "late": "rollouts that came after their batch was closed: counted in the next",
     "nonfinite": "logprobs that were NaN or infinite", "metrics_refused": "trainer metric lines refused",
     "scorer_errors": "scoring rounds that failed", "worker_errors": "rounds of the worker that failed",
     "tick_errors": "batches that could not be judged or stored", "chore_errors": "chores that failed",
@@ -235,7 +235,7 @@ def losses(counts: Mapping[str, Any]) -> list[tuple[str, int]]:
     """What was not seen: (in words, how many), the known ones always, others that look like a loss when not zero."""
     shown = [(text, int(counts[name])) for name, text in LOSSES.items() if name in counts]
     for name, value in counts.items():
-        if name not in LOSSES and name.startswith(("dropped", "refused", "unscored", "skipped", "error")) and value:
+        if name not in (*LOSSES, "dropped_by_trainer") and name.startswith(("dropped", "refused", "unscored", "skipped", "error")) and value:
             shown.append((name.replace("_", " "), int(value)))
     return sorted(shown, key=lambda item: -item[1])
 

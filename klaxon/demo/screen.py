@@ -54,7 +54,7 @@ class Screen:
     def step(self, row: Mapping[str, Any], total: int | None, klaxon: Mapping[str, Any] | None) -> None:
         """One GRPO step of the trainer, beside what Klaxon knows."""
         number = row["step"] + 1
-        of = f"/{total}" if total else ""
+        of = f"/{total}" if total and number <= total else ""
         line = (f"step {number}{of}  reward {row['reward']:.2f}  clip rate {row['clip_rate']:.3f}  "
                 f"mean |d| {row['mean_abs_d']:.4f} nats  {row['step_seconds']:.1f} s")
         self.say(line + watching(klaxon))

@@ -20,6 +20,7 @@ PAGES = (
 # Streamlit greys out what it is about to redraw; on a busy machine that would flicker every few seconds.
 _STYLE = """<style>[data-stale='true'] { opacity: 1 !important; transition: none !important; }
 .st-key-navigation { overflow-x: auto; flex-wrap: nowrap !important; border-bottom: 1px solid rgba(128, 128, 128, .25); padding: 2px 0 .3rem; }
+@media (max-width: 640px) { .st-key-navigation { flex-wrap: wrap !important; gap: 0 !important; } }
 .st-key-navigation > div { flex: 0 0 auto !important; } .st-key-navigation p { white-space: nowrap; }
 [data-testid='stMainBlockContainer'] { padding-bottom: 3rem; }
 [class*='st-key-navigation-'][class*='-here'] a { background-color: rgba(26, 134, 204, .16); }</style>"""

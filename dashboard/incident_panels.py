@@ -11,7 +11,7 @@ import streamlit as st
 from dashboard import bars, place, story
 from dashboard.client_incident import Dossier
 from dashboard.drawing import download, nothing, plot, title
-from dashboard.panels import BANDS, EVENT_ICONS, EVENTS_SHOWN
+from dashboard.panels import BANDS, EVENTS_SHOWN, happenings
 from dashboard.timeline import deeds, timeline
 from dashboard.words import clock, plain, verdict
 
@@ -134,7 +134,7 @@ def events(found: Dossier) -> None:
         if not rows:
             nothing("Nothing is recorded around this incident.")
             return
-        lines = [f"- {EVENT_ICONS.get(str(one['kind']), ':material/circle:')} `{clock(one['at'], now=found.now).removesuffix(' UTC')}` {plain(one['text'])}" for one in rows[:EVENTS_SHOWN]]
+        lines = happenings(rows[:EVENTS_SHOWN], now=found.now)
         with st.container(height=320 if len(lines) > 8 else "content", border=False):
             st.markdown("\n".join(lines))
         if len(rows) > EVENTS_SHOWN:

@@ -217,10 +217,18 @@ def events(shot: Snapshot) -> None:
         st.markdown("**Timeline**")
         st.caption("What happened in this window, newest first: weight updates, restarts, config changes, alarms, messages.")
         now = float(shot.status.get("now") or 0)
-        lines = [f"- {EVENT_ICONS.get(event['kind'], ':material/circle:')} `{clock(event['at'], now=now).removesuffix(' UTC')}` {plain(event['text'])}"
-                 for event in shot.events[:EVENTS_SHOWN]]
+        lines = happenings(shot.events[:EVENTS_SHOWN], now=now)
         with st.container(height=400 if len(lines) > 10 else "content", border=False):
             st.markdown("\n".join(lines) if lines else "Nothing has happened in this window.")
+
+
+def happenings(events: Sequence[Mapping[str, Any]], *, now: float) -> list[str]:
+    """A line an event, newest first as they come; the calls of one weight update, which follow each other at once, share a line."""
+    lines: list[str] = []
+    for group in words.together(events):
+        newest = group[0]
+        lines.append(f"- {EVENT_ICONS.get(str(newest['kind']), ':material/circle:')} `{clock(newest['at'], now=now).removesuffix(' UTC')}` {plain(words.said_together(group))}")
+    return lines
 
 
 def unseen(shot: Snapshot) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -218,6 +218,8 @@ def _ago(seconds: float) -> str:
     return "now" if seconds < 1.5 else f"{duration(seconds)} ago"
 
 
+TOGETHER_SECONDS = 5.0  # calls to the engine within this of each other belong to one weight update
+
 LOSSES = {
     "refused": "rollouts or lines refused as bad data", "length_mismatch": "of those, with fewer or more logprobs than tokens",
     "unauthorised": "pushes without the right token", "deferred_bodies": "pushes told to wait (inbox full)",
@@ -229,6 +231,29 @@ LOSSES = {
     "tick_errors": "batches that could not be judged or stored", "chore_errors": "chores that failed",
 }
 """Counts that mean something was not seen, in words."""
+
+
+def together(events: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Events, newest first, in groups: neighbouring calls to the engine within TOGETHER_SECONDS of each other are one group, everything else is alone."""
+    groups: list[list[Mapping[str, Any]]] = []
+    for event in events:
+        last = groups[-1][-1] if groups else None
+        if last is not None and event["kind"] == last["kind"] == "engine_call" and 0 <= last["at"] - event["at"] <= TOGETHER_SECONDS:
+            groups[-1].append(event)
+        else:
+            groups.append([event])
+    return groups
+
+
+def said_together(group: Sequence[Mapping[str, Any]]) -> str:
+    """A group's texts as one, the oldest first; what they all begin with is said once.
+
+    >>> said_together([{"text": "weight_update_call /resume"}, {"text": "weight_update_call /pause"}])
+    'weight_update_call /pause, /resume'
+    """
+    first = str(group[-1]["text"])
+    start = first.partition(" ")[0] + " "
+    return ", ".join([first, *(str(event["text"]).removeprefix(start) for event in reversed(group[:-1]))])
 
 
 def losses(counts: Mapping[str, Any]) -> list[tuple[str, int]]:

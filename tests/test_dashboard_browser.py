@@ -223,6 +223,9 @@ def test_a_phone_needs_no_sideways_scrolling(browser, dashboard):
     phone = visit(browser, dashboard, width=390)
     expect(phone.locator(".st-key-chart-mismatch canvas, .st-key-chart-mismatch svg.marks").first).to_be_visible()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    for link in phone.locator(".st-key-navigation a").all():
+        box = link.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390, "every page can be reached without knowing that the row scrolls"
     phone.close()
 
 

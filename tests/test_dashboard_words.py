@@ -82,6 +82,20 @@ def test_losses_show_known_counts_even_at_zero_and_unknown_ones_when_they_happen
     assert found == [("dropped gremlins", 5), ("rollouts dropped inside the engine's tap", 2), ("rollouts or lines refused as bad data", 0)]
 
 
+def test_the_calls_of_one_weight_update_are_one_line_and_nothing_else_is_merged():
+    call = {"kind": "engine_call", "text": "weight_update_call /resume"}
+    events = [call | {"at": 30.0}, call | {"at": 29.0, "text": "weight_update_call /pause"}, {"kind": "weights", "at": 28.9, "text": "version 3"},
+              call | {"at": 28.0}, call | {"at": 10.0}, {"kind": "alarm", "at": 9.9, "text": "a"}, {"kind": "alarm", "at": 9.8, "text": "b"}]
+    assert [[event["at"] for event in group] for group in words.together(events)] == [[30.0, 29.0], [28.9], [28.0], [10.0], [9.9], [9.8]]
+    assert words.said_together(words.together(events)[0]) == "weight_update_call /pause, /resume"
+
+
+def test_the_band_of_a_log_axis_stays_near_the_line():
+    bare = shot(floor_nats=None)
+    rows = charts.mismatch(replace(bare, series=bare.series.assign(mean_abs_d=[0.03, None, 0.06], p50_abs_d=[0.0, None, 0.02], p99_abs_d=0.5))).rows
+    assert rows[rows["row"] == "band"]["low"].tolist() == [pytest.approx(0.03 / charts.BELOW_MEAN), 0.02]
+
+
 def test_a_chart_changes_its_rows_never_its_specification():
     early, late = charts.mismatch(shot()), charts.mismatch(shot(floor_nats=0.02, now=NOW + 100))
     assert charts.specification(early.look) is charts.specification(late.look)

@@ -73,16 +73,13 @@ def _checklist(found: Mapping[str, Any]) -> None:
 
 def _check(check: Mapping[str, Any]) -> None:
     state = str(check.get("state"))
-    colour, icon, about = STATES.get(state, STATES["unknown"])
-    with st.container(horizontal=True, vertical_alignment="top", gap="small"):
-        with st.container(width=96):
-            st.badge(plain(state), icon=icon, color=colour, help=about)
-        with st.container(width="stretch", gap=None):
-            st.markdown(f"**{plain(check.get('name'))}** {plain(check.get('seen'))}")
-            if state != "ok":
-                st.caption(plain(check.get("why")))
-                if check.get("do") and state != "unknown":
-                    st.code(str(check["do"]), language="bash", wrap_lines=True)
+    colour, icon, _ = STATES.get(state, STATES["unknown"])
+    with st.container(gap=None):
+        st.markdown(f":{colour}-badge[{icon} {plain(state)}] **{plain(check.get('name'))}** {plain(check.get('seen'))}")
+        if state != "ok":
+            st.caption(plain(check.get("why")))
+            if check.get("do") and state != "unknown":
+                st.code(str(check["do"]), language="bash", wrap_lines=True)
 
 
 def _history(found: Mapping[str, Any], seen: Seen) -> None:

@@ -107,7 +107,7 @@ def _silences(client: httpx.Client, incident: dict[str, Any]) -> list[dict[str, 
 
 
 def _slices(client: httpx.Client, key: str, start: float, began: float, end: float) -> pd.DataFrame:
-    parts = [ask_table(client, "/v1/slices", by=key, start=low, end=high).assign(period=period)
+    parts = [ask_table(client, "/v1/breakdown", by=key, start=low, end=high).assign(period=period)
              for period, low, high in zip(PERIODS, (start, began), (began, end), strict=True)]
     return pd.concat([part for part in parts if len(part)] or parts[:1])
 

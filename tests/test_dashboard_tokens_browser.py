@@ -130,6 +130,15 @@ def test_the_slices_lead_to_the_worst_rollouts_of_a_slice(browser, shown):  # no
     page.close()
 
 
+def test_a_long_prompt_does_not_hide_the_completion(browser, shown):  # noqa: F811
+    page = opened(browser, f"{shown[0]}/tokens?window=all", width=390)
+    scrolled = page.locator(".flow").evaluate("async box => { for (let i = 0; i < 600 && box.scrollTop < 100; i++) await new Promise(requestAnimationFrame); return box.scrollTop; }")
+    assert scrolled > 100
+    flow, mark = page.locator(".flow").bounding_box(), page.locator(".flow .mark").first.bounding_box()
+    assert flow["y"] < mark["y"] < flow["y"] + flow["height"] / 2
+    page.close()
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phone_needs_no_sideways_scrolling_and_the_colours_can_be_read(browser, shown, theme):  # noqa: F811
     page = opened(browser, f"{shown[0]}/tokens?window=all", width=390)

@@ -18,6 +18,7 @@ ATTACKS = ("<script>document.title='owned'</script>", "<img src=x onerror=\"docu
            "\x1b[31mred\x1b[0m", "\u202etxt.exe", "=HYPERLINK(\"http://evil.example\")", "@SUM(A1:A9)", "-1+1", "![x](http://evil.example/p.png)", "</span><svg onload=alert(1)>", "&lt;b&gt;")
 WORDS = (" The", " sum", " of", " the", " first", " ten", " odd", " numbers", " is", " 100", ",", " because", " n", "²", " =", " 10", "²", ".\n", " So", " I", " answer", ":", " 42", "\t", " 日本", " 🎉")
 VOCABULARY = (*WORDS, *ATTACKS)
+PROMPT = 200  # tokens: longer than the box they are shown in on a phone
 LABELS = {"env": "maths", "turn": "1"}
 
 
@@ -40,7 +41,7 @@ def rollout(t: int, i: int, *, at: float, off: float, n: int = 260) -> tuple[Rol
     mask = np.ones(n, bool)
     mask[140:160] = False
     found = Rollout(
-        request_id=f"cmpl-{t}-{i}", engine=f"http://e{i % 2}:8000", prompt_tokens_P=rng.integers(0, len(WORDS), 40).astype(np.int32), completion_tokens_T=ids,
+        request_id=f"cmpl-{t}-{i}", engine=f"http://e{i % 2}:8000", prompt_tokens_P=rng.integers(0, len(WORDS), PROMPT).astype(np.int32), completion_tokens_T=ids,
         engine_logprobs_T=np.minimum(trainer - d, 0).astype(np.float32), sampled_mask_T=mask, finished_at=at, cached_prompt_tokens=16, reward=0.5, finish_reason="stop", labels=LABELS,
         weight_versions=(WeightSpan(start=0, end=180, version="40"), WeightSpan(start=180, end=n, version="41")))
     rank = np.where(rng.random(n) < 0.8, rng.integers(1, 9, n), 300).astype(np.float32)

@@ -83,6 +83,12 @@ function keyboard(flow, all, choose) {
   });
 }
 
+function toCompletion(flow) {  // a long prompt must not hide what was generated: the box begins with the prompt's end
+  const mark = flow.querySelector(".mark");
+  const below = mark ? mark.getBoundingClientRect().top - flow.getBoundingClientRect().top : 0;
+  if (below > flow.clientHeight / 2) flow.scrollTop = below - flow.clientHeight / 4;
+}
+
 export default function (component) {
   const { parentElement, data } = component;
   if (shown.get(parentElement) === data.signature) return;  // the same rollout: scroll, focus and choice stay
@@ -113,4 +119,5 @@ export default function (component) {
   box.append(legend(data), holder, make("div", "keys", data.help));
   parentElement.querySelector(".box")?.remove();
   parentElement.append(box);
+  requestAnimationFrame(() => toCompletion(flow));
 }

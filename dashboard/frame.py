@@ -40,11 +40,6 @@ class Seen:
         return float(self.status.get("now") or 0.0)
 
     @property
-    def newest(self) -> float:
-        """When the newest batch closed, UTC seconds; now, where none has."""
-        return float(self.status.get("last_batch_at") or self.now)
-
-    @property
     def batch(self) -> tuple[Any, ...]:
         """Equal as long as no batch closes: what is drawn of batches alone is the same until then."""
         return (self.status.get("run"), self.status.get("started_at"), self.status.get("t"))
@@ -77,6 +72,8 @@ def table(path: str, **params: Any) -> pd.DataFrame:
 
 def drawn(seen: Seen, path: str, drawing: Callable[..., Any], *given: Any, **params: Any) -> tuple[pd.DataFrame, Any]:
     """A table of the daemon that only a closing batch changes, and what `drawing(table, *given)` makes of it (None of an empty one): asked and made once a batch.
+
+    `given` holds no times: it is a part of the name under which the last one is kept for when the daemon is away.
 
     Raises: Disconnected, where the daemon is away and no table has come.
     """

@@ -136,14 +136,13 @@ class Replica:
     rows: pa.Table
 
 
-def replicas(table: pd.DataFrame, start: float | None, end: float) -> list[Replica]:
-    """A small chart a replica, the one furthest off first; axes and the grey line are shared. Times: UTC seconds; a `start` of None is the first row's."""
+def replicas(table: pd.DataFrame) -> list[Replica]:
+    """A small chart a replica, the one furthest off first; axes and the grey line are shared."""
     rows = cells(table, "replica")
     names = table["replica"].astype(str)
     weighed = (rows["value"] * rows["n"]).groupby(rows["at"]).sum() / rows.groupby("at")["n"].sum()
     together = pd.DataFrame({"row": "all", "at": weighed.index, "value": weighed.to_numpy()})
-    edges = [1000 * (float(table["at"].min()) if start is None else start), 1000 * end]
-    frame = pd.DataFrame({"row": "frame", "at": edges, "value": [0.0, float(rows["high"].max())]})
+    frame = pd.DataFrame({"row": "frame", "at": [rows["at"].min(), rows["at"].max()], "value": [0.0, float(rows["high"].max())]})
     shared = arrow(pd.concat([frame, together], ignore_index=True))
     own = arrow(rows[["row", "at", "value", "low", "high", "n", "text"]])
     tokens = rows.groupby(names)["n"].sum()

@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from streamlit.testing.v1 import AppTest
 from collector import signals
 from collector.records import BatchStats, Evidence, Rollout, Score, WeightSpan
 from collector.store import Store
-from dashboard import klaxon_words, slice_words, training_charts
+from dashboard import frame, klaxon_words, redraw, slice_words, training_charts
+from dashboard.client import ask_table
 from dashboard_served import forget
 from klaxon.api import build_api
 
@@ -195,6 +197,45 @@ def test_the_last_picture_stays_when_the_daemon_goes_away(full, monkeypatch):
     forget()
     app.run()
     assert not app.exception and before and charts(app) == before and "no longer true for sure" in text(app)
+
+
+def test_a_window_that_has_moved_on_keeps_its_charts_when_the_daemon_goes_away(full, monkeypatch):
+    app = page("slices", full.url, monkeypatch)
+    before = charts(app)
+    app.session_state["seen_status"] = {**app.session_state["seen_status"], "now": app.session_state["seen_status"]["now"] + 60}
+    monkeypatch.setenv("KLAXON_API", "http://127.0.0.1:9")
+    forget()
+    app.run()
+    assert charts(app) == before and "is not there" not in text(app)
+
+
+def test_slices_are_asked_once_a_batch_for_everybody(full, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr("dashboard.frame.ask_table", lambda client, path, **params: (asked.append(f"{path} {params['by']}"), ask_table(client, path, **params))[1])
+    app = page("slices", full.url, monkeypatch)
+    first = len(asked)
+    app.run()
+    page("slices", full.url, monkeypatch)
+    assert first >= 5 and len(asked) == first
+    full.status_now = {"t": 10_000}
+    frame._cached_json.clear()
+    app.run()
+    assert len(asked) == 2 * first
+
+
+@pytest.mark.parametrize(("before", "after", "missing", "drawn"), [(3, 3, False, 0), (3, 4, False, 1), (None, 3, False, 1), (3, 3, True, 1)])
+def test_a_page_is_drawn_anew_only_for_something_new_and_never_in_its_whole_run(before, after, missing, drawn, monkeypatch):
+    reruns: list[int] = []
+    monkeypatch.setattr("dashboard.redraw.st", SimpleNamespace(session_state={}, rerun=lambda: reruns.append(1)))
+    picture = redraw.Picture(before)
+    picture.still(after)  # the whole run, on a machine so slow that the answer has changed meanwhile
+    assert not reruns
+    if missing:
+        redraw.missing()
+    picture.still(after)
+    assert len(reruns) == drawn
+    redraw.Picture(after).still(after)
+    assert len(reruns) == drawn
 
 
 def test_the_budget_is_told_as_promised_against_realised(full, monkeypatch):

@@ -89,10 +89,10 @@ def _body(window: str) -> None:
 
 
 def _by_replica(seen: Seen, slice_: Mapping[str, str]) -> Drawn | None:
-    return _ask(seen, slice_, "replica", points=POINTS, drawing=slice_charts.replicas, given=(seen.start, seen.newest))
+    return _ask(seen, slice_, "replica", points=POINTS, drawing=slice_charts.replicas)
 
 
-def _ask(seen: Seen, slice_: Mapping[str, str], *by: str, drawing: Callable[..., Any], given: tuple[Any, ...], points: int = 0, most: int | None = None) -> Drawn | None:
+def _ask(seen: Seen, slice_: Mapping[str, str], *by: str, drawing: Callable[..., Any], given: tuple[Any, ...] = (), points: int = 0, most: int | None = None) -> Drawn | None:
     """The daemon's breakdown under the other keys of the slice, and its drawing; None where it is not known for them together."""
     only = slice_words.filters(slice_, by=by)
     if only is None:
